@@ -1,0 +1,73 @@
+"""Which implementation serves which device: chosen automatically, or forced by `backend(...)` or INTERFLOW_BACKEND."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import _native
+
+NAMES = ("auto", "native", "triton", "eager")
+"""auto: the best that runs; native: the compiled kernels (C++, CUDA C++); triton; eager: plain PyTorch."""
+
+_ORDER = ("native", "triton")
+_warned: set[str] = set()
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    return name
+
+
+_requested = _checked(os.environ.get("INTERFLOW_BACKEND", "auto"), "the environment variable INTERFLOW_BACKEND")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Inside the block, operators run on the implementation `name`; one that cannot run raises RuntimeError.
+
+    The choice holds for the whole process, all threads. Compiled code (`torch.compile`) is guarded on it: called under
+    another choice it is compiled anew. Raises ValueError for an unknown name.
+    """
+    global _requested
+    before, _requested = _requested, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def requested() -> str:
+    return _requested
+
+
+def reason_against(name: str, device: str) -> str | None:
+    """None where implementation `name` runs on `device` ("cpu", "cuda", ...), else cause and remedy in one sentence."""
+    if name == "eager":
+        return None
+    if name == "native":
+        if device in ("cpu", "meta"):
+            return _native.cpu_error
+        return f"this version has no compiled kernels for device {device!r}; plain PyTorch runs there"
+    return f"this version has no Triton kernels for device {device!r}; plain PyTorch runs there"
+
+
+def select(device: str) -> str:
+    """ "native", "triton" or "eager" for a device; a forced choice that cannot run raises RuntimeError."""
+    if _requested == "eager":
+        return "eager"
+    if _requested != "auto":
+        reason = reason_against(_requested, device)
+        if reason is not None:
+            raise RuntimeError(f"backend {_requested!r} was asked for but cannot run on device {device!r}: {reason}")
+        return _requested
+    for name in _ORDER:
+        if reason_against(name, device) is None:
+            return name
+    if not torch.compiler.is_compiling() and device not in _warned:
+        _warned.add(device)
+        warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reason_against('native', device)}", stacklevel=4)
+    return "eager"

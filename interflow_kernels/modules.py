@@ -1,0 +1,363 @@
+"""The heads as modules: InterflowHead (plain PyTorch, the definition), FusedInterflowHead (the same, fused), and their kin."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _validate, functional, reference
+
+
+class InterflowHead(nn.Module):
+    """n feature maps in, class scores out: pooled, one fully connected layer a stage, the n branches weighed by attention.
+
+        p_i = flatten(adaptive_avg_pool2d(x_i, pool_size)),  z_i = p_i W_i^T + b_i,  y = attention(stack(z_i))
+
+    | attention   | attention_weight (+ attention_bias)  | y[b,k]                                                    |
+    |-------------|--------------------------------------|-----------------------------------------------------------|
+    | "hard"      | w [n], set by the user, a buffer     | sum_i w_i Z[b,i,k]                                        |
+    | "1xn"       | w [n] (+ c [1])                      | sum_i w_i Z[b,i,k] (+ c)                                  |
+    | "nxn"       | M [n, n] (+ c [n])                   | sum_j (sum_i M_ji Z[b,i,k] (+ c_j))                       |
+    | "classwise" | A [n, K] (+ c [K])                   | sum_i A_ik Z[b,i,k] (+ c_k)                               |
+    | "gated"     | M [n, n], always c [n]               | sum_i softmax_i(sum_j M_ij Z[b,j,k] + c_i) Z[b,i,k]       |
+
+    Every mode starts as the mean of its branches. The first four reach the same set of functions (one fully connected
+    layer on the concatenated p_i) and differ in how they train; "nxn" and "classwise" are two readings of one sentence
+    of the source. "gated" is ours.
+
+    Args:
+        in_channels: C_i of each stage, 1 to 16 stages.
+        num_classes: K.
+        attention: one of the table.
+        pool_size: (Sh, Sw), the size each map is adaptively averaged to.
+        layout: "NCHW" or "NHWC", one for all stages or one each; "NHWC" takes [B, H, W, C] or tokens [B, N, C].
+        bias: whether the branches have a bias b [n, K].
+        attention_bias: whether the attention has a bias c ("gated" always has one, "hard" never).
+        hard_weights: w for "hard"; default 1/n each.
+
+    Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K].
+    Parameters: weight [K, D] with the stages' columns in order, bias [n, K], attention_weight, attention_bias.
+
+    Raises ValueError or TypeError, one sentence each, on arguments or features that do not fit.
+    Source: Z. Cai, arXiv 2106.14073.
+    """
+
+    weight: Tensor  # [K, D]
+    bias: Tensor | None  # [n, K]
+    attention_weight: Tensor
+    attention_bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        attention: str = "nxn",
+        *,
+        pool_size: int | tuple[int, int] = 1,
+        layout: str | Sequence[str] = "NCHW",
+        bias: bool = True,
+        attention_bias: bool = False,
+        hard_weights: Sequence[float] | Tensor | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
+        _validate.stage_count(len(self.in_channels), "in_channels")
+        self.num_classes = _validate.class_count(num_classes)
+        self.attention = _validate.attention_mode(attention)
+        self.pool_size = _validate.pair(pool_size, "pool_size")
+        self.layout = _validate.layouts(layout, self.num_stages)
+        if attention == "hard" and attention_bias:
+            raise ValueError("attention_bias must be False for attention='hard', whose weights are not trained")
+        if attention != "hard" and hard_weights is not None:
+            raise ValueError(f"hard_weights must be None for attention={attention!r}; they belong to attention='hard'")
+        self.hard_weights = None if hard_weights is None else _validate.hard_weights(hard_weights, self.num_stages)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be floating point, got {dtype}")
+
+        n, k = self.num_stages, self.num_classes
+        factory = {"device": device, "dtype": dtype}
+        bins = self.pool_size[0] * self.pool_size[1]
+        self.widths = tuple(c * bins for c in self.in_channels)  # D_i
+        self.weight = nn.Parameter(torch.empty(k, sum(self.widths), **factory))
+        self.bias = nn.Parameter(torch.empty(n, k, **factory)) if bias else None
+        shape = {"hard": (n,), "1xn": (n,), "nxn": (n, n), "classwise": (n, k), "gated": (n, n)}[attention]
+        if attention == "hard":
+            self.register_buffer("attention_weight", torch.empty(shape, **factory))
+        else:
+            self.attention_weight = nn.Parameter(torch.empty(shape, **factory))
+        bias_shape = {"hard": (0,), "1xn": (1,), "nxn": (n,), "classwise": (k,), "gated": (n,)}[attention]
+        has_bias = attention_bias or attention == "gated"
+        self.attention_bias = nn.Parameter(torch.empty(bias_shape, **factory)) if has_bias else None
+        self.reset_parameters()
+
+    @property
+    def num_stages(self) -> int:
+        """n."""
+        return len(self.in_channels)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Each slice of `weight` as `nn.Linear(D_i, K)` starts; every attention as the mean of its branches."""
+        for i, width in enumerate(self.widths):
+            # nn.Linear: kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the bias's range too.
+            bound = 1 / math.sqrt(width)
+            self.branch_weight(i).uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias[i].uniform_(-bound, bound)
+        n = self.num_stages
+        if self.attention == "gated":
+            self.attention_weight.zero_()
+        elif self.attention == "nxn":
+            self.attention_weight.zero_().fill_diagonal_(1 / n)
+        elif self.hard_weights is not None:
+            self.attention_weight.copy_(torch.tensor(self.hard_weights, dtype=torch.float64))
+        else:
+            self.attention_weight.fill_(1 / n)
+        if self.attention_bias is not None:
+            self.attention_bias.zero_()
+
+    def branch_weight(self, i: int) -> Tensor:
+        """W_i [K, D_i]: a view of `weight`."""
+        if not -self.num_stages <= i < self.num_stages:
+            raise IndexError(f"i must be one of the {self.num_stages} stages, got {i}")
+        i %= self.num_stages
+        start = sum(self.widths[:i])
+        return self.weight[:, start : start + self.widths[i]]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """n features -> logits y [B, K]."""
+        return self._run(self._checked(features), False)[0]
+
+    def forward_branches(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """n features -> logits y [B, K] and branch scores Z [B, n, K]."""
+        y, branches = self._run(self._checked(features), True)
+        assert branches is not None
+        return y, branches
+
+    def _checked(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return _validate.features(features, self.weight, self.num_stages, self.pool_size, self.layout, self.in_channels)
+
+    def _run(self, features: list[Tensor], need_branches: bool) -> tuple[Tensor, Tensor | None]:
+        """The one method that FusedInterflowHead overrides: checked NCHW features -> y, and Z where it is needed."""
+        return reference.interflow_head(features, self.weight, self.bias, self.attention_weight, self.attention_bias, self.attention, self.pool_size)
+
+    def stage_weights(self, features: Sequence[Tensor] | None = None) -> Tensor:
+        """The effective weight of each branch: A [n, K] with y = sum_i A_i Z_i + const; for "gated" the softmax of the given features, [B, n, K].
+
+        Raw weights trade against the scale of W_i: they are no measure of how much a branch contributes.
+        Raises ValueError for "gated" without features.
+        """
+        with torch.no_grad():
+            if self.attention != "gated":
+                return reference.effective_weights(self.attention, self.attention_weight, self.num_stages, self.num_classes).clone()
+            if features is None:
+                raise ValueError("features must be given for attention='gated', whose weights depend on the input")
+            assert self.attention_bias is not None
+            scores = self.forward_branches(features)[1].to(self.weight.dtype)
+            return reference.gates(scores, self.attention_weight, self.attention_bias)
+
+    @torch.no_grad()
+    def fold(self) -> "FoldedInterflowHead":
+        """The head for inference: W'_i[k,:] = A_ik W_i[k,:], b'_k = sum_i A_ik b_i[k] + c_k, so y = sum_i p_i W'_i^T + b'.
+
+        Returns a new module; this one stays as it is. Raises ValueError for "gated", which is not linear in Z.
+        """
+        if self.attention == "gated":
+            raise ValueError("attention='gated' cannot be folded: its weights depend on the input")
+        n, k = self.num_stages, self.num_classes
+        a = reference.effective_weights(self.attention, self.attention_weight.double(), n, k)  # [n, K]
+        weight = torch.cat([a[i][:, None] * self.branch_weight(i).double() for i in range(n)], 1)
+        bias = torch.zeros(k, dtype=torch.float64, device=weight.device)
+        if self.bias is not None:
+            bias += (a * self.bias.double()).sum(0)
+        if self.attention_bias is not None:
+            bias += self.attention_bias.double().sum() if self.attention == "nxn" else self.attention_bias.double()
+        to = self.weight.dtype
+        return FoldedInterflowHead(self.in_channels, weight.to(to), bias.to(to), self.pool_size, self.layout, fused=self._fused)
+
+    _fused = False
+
+    def _config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "attention": self.attention,
+            "pool_size": self.pool_size,
+            "layout": self.layout,
+            "bias": self.bias is not None,
+            "attention_bias": self.attention_bias is not None,
+            "hard_weights": self.hard_weights,
+        }
+
+    def _shares(self, other: "InterflowHead") -> "InterflowHead":
+        """Takes over the parameters of `other`: the same tensors, not copies."""
+        for name, parameter in other._parameters.items():
+            self._parameters[name] = parameter
+        for name, buffer in other._buffers.items():
+            self._buffers[name] = buffer
+        return self.train(other.training)
+
+    def extra_repr(self) -> str:
+        parts = [f"in_channels={self.in_channels}", f"num_classes={self.num_classes}", f"attention={self.attention!r}"]
+        if self.pool_size != (1, 1):
+            parts.append(f"pool_size={self.pool_size}")
+        if "NHWC" in self.layout:
+            parts.append(f"layout={self.layout}")
+        for name in ("weight", "bias", "attention_weight", "attention_bias"):
+            tensor = getattr(self, name)
+            parts.append(f"{name}={None if tensor is None else list(tensor.shape)}")
+        return ", ".join(parts)
+
+
+class FusedInterflowHead(InterflowHead):
+    """InterflowHead in one fused kernel: the same parameters and `state_dict`, the same results, less memory traffic.
+
+    Forward pools every stage, multiplies and aggregates in one operator; backward writes nothing of a feature map's size:
+    a map's gradient is an expanded (stride 0) view of the pooled one. Where no kernel serves the device the plain path runs,
+    with one warning that says why (`python -m interflow_kernels.info`). Arguments, shapes and errors: see InterflowHead.
+    """
+
+    _fused = True
+
+    def _run(self, features: list[Tensor], need_branches: bool) -> tuple[Tensor, Tensor | None]:
+        return functional.run_head(
+            features,
+            self.weight,
+            self.bias,
+            self.attention_weight,
+            self.attention_bias,
+            self.attention,
+            self.pool_size,
+            need_branches,
+        )
+
+    @classmethod
+    def from_eager(cls, head: InterflowHead) -> "FusedInterflowHead":
+        """The fused head with the parameters of `head`: the same tensors, so both train together."""
+        fused = cls(**head._config(), device="meta")
+        fused._shares(head)
+        return fused
+
+    def to_eager(self) -> InterflowHead:
+        """The plain PyTorch head with the parameters of this one: the same tensors, so both train together."""
+        return InterflowHead(**self._config(), device="meta")._shares(self)
+
+
+class FoldedInterflowHead(nn.Module):
+    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Forward only: no gradient flows through it.
+
+    Args:
+        in_channels: C_i of each stage.
+        weight: W' [K, D].
+        bias: b' [K].
+        pool_size, layout: as InterflowHead.
+        fused: whether the fused kernel runs.
+
+    Shapes and errors: as InterflowHead.
+    """
+
+    weight: Tensor  # [K, D]
+    bias: Tensor  # [K]
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        weight: Tensor,
+        bias: Tensor,
+        pool_size: int | tuple[int, int] = 1,
+        layout: str | Sequence[str] = "NCHW",
+        *,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
+        self.pool_size = _validate.pair(pool_size, "pool_size")
+        self.layout = _validate.layouts(layout, len(self.in_channels))
+        self.fused = fused
+        width = sum(self.in_channels) * self.pool_size[0] * self.pool_size[1]
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"weight must be [K, {width}], got shape {tuple(weight.shape)}")
+        if tuple(bias.shape) != (weight.shape[0],):
+            raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", bias.detach())
+
+    @torch.no_grad()
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """n features -> logits y [B, K]."""
+        checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
+        if self.fused:
+            return functional.run_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size, False)[0]
+        return reference.interflow_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size)[0]
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, weight={list(self.weight.shape)}, bias={list(self.bias.shape)}, fused={self.fused}"
+
+
+class AuxiliaryHeads(nn.Module):
+    """GoogLeNet's way, as the comparison: one classifier a stage, trained together, only the last one used afterwards.
+
+        z_i = flatten(adaptive_avg_pool2d(x_i, 1)) W_i^T + b_i;   loss = CE(z_n) + weight * sum_{i<n} CE(z_i)
+
+    Args:
+        in_channels: C_i of each stage; num_classes: K; weight: of each auxiliary loss (GoogLeNet: 0.3).
+
+    Shapes: training, forward gives all scores [B, n, K]; in eval mode z_n [B, K].
+    Source: Szegedy et al., "Going deeper with convolutions", 2015. Raises ValueError or TypeError on arguments that do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        weight: float = 0.3,
+        *,
+        layout: str | Sequence[str] = "NCHW",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
+        _validate.stage_count(len(self.in_channels), "in_channels")
+        self.num_classes = _validate.class_count(num_classes)
+        self.layout = _validate.layouts(layout, len(self.in_channels))
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"weight must be a finite number of at least 0, got {weight}")
+        self.loss_weight = float(weight)
+        self.classifiers = nn.ModuleList(nn.Linear(c, num_classes, device=device, dtype=dtype) for c in self.in_channels)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """n features -> Z [B, n, K] while training, z_n [B, K] in eval mode."""
+        return self.forward_branches(features)[1] if self.training else self._scores(self._checked(features), -1)
+
+    def forward_branches(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """n features -> z_n [B, K] and Z [B, n, K], in either mode."""
+        checked = self._checked(features)
+        branches = torch.stack([self._scores(checked, i) for i in range(len(checked))], 1)
+        return branches[:, -1], branches
+
+    def loss(self, branches: Tensor, target: Tensor) -> Tensor:
+        """CE(z_n) + weight * sum over i < n of CE(z_i), from Z [B, n, K] and target [B] (class indices) or [B, K]; scalar."""
+        if branches.dim() != 3:
+            raise ValueError(f"branches must be [B, n, K], as forward gives them while training, got shape {tuple(branches.shape)}")
+        losses = [F.cross_entropy(z, target) for z in branches.unbind(1)]
+        return losses[-1] + self.loss_weight * sum(losses[:-1], losses[-1].new_zeros(()))
+
+    def _checked(self, features: Sequence[Tensor]) -> list[Tensor]:
+        weight = self.classifiers[0].weight
+        assert isinstance(weight, Tensor)
+        return _validate.features(features, weight, len(self.in_channels), (1, 1), self.layout, self.in_channels)
+
+    def _scores(self, features: list[Tensor], i: int) -> Tensor:
+        classifier = self.classifiers[i]
+        assert isinstance(classifier, nn.Linear)
+        return classifier(reference.pooled_stage(features[i], (1, 1)).to(classifier.weight.dtype))
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.in_channels}, num_classes={self.num_classes}, weight={self.loss_weight}"

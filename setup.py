@@ -38,7 +38,7 @@ def extensions() -> dict:
         raise SystemExit(
             f"interflow-kernels: {error}. With --no-build-isolation, install the build requirements first: pip install torch setuptools ninja pybind11"
         ) from None
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+    flags = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
     # The stable headers are included as system headers would be: only our own warnings are ours to mend.
     information = {"INTERFLOW_TORCH_VERSION": torch.__version__, "INTERFLOW_STABLE_ABI": "2.10"}
     module = CppExtension(

@@ -1,0 +1,264 @@
+// interflow_head_backward on the CPU: gradients of pooled features, weight, bias and attention from pooled [B, D].
+//
+// dscores [B, n, K] is the gradient of Z: A[i,k] dy[b,k] + dZ[b,i,k], or the gate's. Then
+//   dp_i[b,:] = sum_k dscores[b,i,k] W_i[k,:]        dW_i[k,:] = sum_b dscores[b,i,k] p_i[b,:]        db[i,k] = sum_b dscores[b,i,k]
+//   dA[i,k]   = sum_b dy[b,k] Z[b,i,k]               from which the attention's parameters take their sums.
+// Without dZ a linear mode needs no Z for dA: with G = dy^T p, dW_i = A_i G_i and dA[i,k] = W_i[k,:] . G_i[k,:] + b_i[k] sum_b dy[b,k],
+// so Z is neither saved nor recomputed. Every sum has one fixed order.
+#include "interflow_head_host.h"
+
+namespace interflow {
+namespace {
+
+constexpr const char* kBackward = "interflow_head_backward";
+
+template <class Acc>
+using Buffer = std::unique_ptr<Acc[]>;
+
+template <class Acc>
+struct Backward {
+  int64_t n, batch, width, classes;
+  Columns columns[kMaxStages];
+  const AttentionValues<Acc>& attention;
+  const Acc* bias;       // [n, K] or null
+  const Acc* pooled;     // [B, D]
+  const void* weight;    // [K, D]
+  DType weight_dtype;
+  const Acc* dy;         // [B, K] or null
+  const Acc* dbranches;  // [B, n, K] or null
+  Buffer<Acc> scores;    // [B, n, K] where needed
+  Buffer<Acc> own_dscores;
+  const Acc* dscores = nullptr;           // [B, n, K]
+  Buffer<Acc> gate_dmatrix, gate_doffset; // [B, n, n], [B, n]: one for each image
+
+  void recompute_scores();
+  void compute_dscores();
+  void pooled_gradient(Acc* dpooled, const std::vector<int64_t>& stages) const;
+  void weight_gradient(void* dweight, Acc* da) const;
+  void bias_gradient(Acc* dbias) const;
+  void add_da_from_scores(Acc* da) const;
+  void attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const;
+};
+
+template <class Acc>
+void Backward<Acc>::recompute_scores() {
+  scores.reset(new Acc[size_t(batch * n * classes)]);
+  ProductParams<Acc> P{};
+  P.batch = batch, P.width = width, P.classes = classes, P.count = int(n), P.columns = columns;
+  P.pooled = pooled, P.weight = weight, P.weight_dtype = weight_dtype, P.bias = bias;
+  P.scores = scores.get();
+  run_product(P);
+}
+
+template <class Acc>
+void Backward<Acc>::compute_dscores() {
+  if (!dy) {
+    dscores = dbranches;
+    return;
+  }
+  own_dscores.reset(new Acc[size_t(batch * n * classes)]);
+  dscores = own_dscores.get();
+  bool worthwhile = batch * n * classes > kSerialProducts;
+  if (attention.gated()) {
+    gate_dmatrix.reset(new Acc[size_t(batch * n * n)]);
+    gate_doffset.reset(new Acc[size_t(batch * n)]);
+    GateBackwardParams<Acc> P{batch, classes, int(n), scores.get(), dy, dbranches, attention.weight.data(), attention.bias.data(),
+                              own_dscores.get(), gate_dmatrix.get(), gate_doffset.get()};
+    const auto& kernels = head_kernels().typed<Acc>();
+    parallel_tickets(batch, worthwhile, [&](int64_t b) { kernels.gate_backward(P, b); });
+    return;
+  }
+  const Aggregation<Acc>& a = attention.a;
+  parallel_tickets(batch, worthwhile, [&](int64_t b) {
+    for (int64_t i = 0; i < n; ++i) {
+      Acc* out = own_dscores.get() + (b * n + i) * classes;
+      const Acc* in = dy + b * classes;
+      if (!a.a)
+        std::copy(in, in + classes, out);
+      else if (a.klass == 0)
+        for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage] * in[k];
+      else
+        for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage + k] * in[k];
+      if (dbranches)
+        for (int64_t k = 0; k < classes; ++k) out[k] += dbranches[(b * n + i) * classes + k];
+    }
+  });
+}
+
+template <class Acc>
+void Backward<Acc>::pooled_gradient(Acc* dpooled, const std::vector<int64_t>& stages) const {
+  constexpr int64_t block = 64, images = 64;
+  struct Task {
+    int stage;
+    int64_t d0, d1;
+  };
+  std::vector<Task> tasks;
+  for (int64_t i : stages)
+    for (int64_t d = columns[i].begin; d < columns[i].end; d += block) tasks.push_back({int(i), d, std::min(d + block, columns[i].end)});
+  if (int64_t(stages.size()) < n) std::fill(dpooled, dpooled + batch * width, Acc(0));
+  PooledGradientParams<Acc> P{batch, width, classes, int(n), dscores, weight, weight_dtype, dpooled};
+  int64_t image_blocks = (batch + images - 1) / images;
+  const auto& kernels = head_kernels().typed<Acc>();
+  parallel_tickets(int64_t(tasks.size()) * image_blocks, batch * width * classes > kSerialProducts, [&](int64_t ticket) {
+    const Task& t = tasks[size_t(ticket / image_blocks)];
+    int64_t b = ticket % image_blocks * images;
+    kernels.pooled_gradient(P, t.stage, t.d0, t.d1, b, std::min(b + images, batch));
+  });
+}
+
+template <class Acc>
+void Backward<Acc>::weight_gradient(void* dweight, Acc* da) const {
+  constexpr int64_t rows = 16;
+  WeightGradientParams<Acc> P{batch, width, classes, int(n), columns, dscores, n * classes, classes, pooled, weight, weight_dtype, {nullptr, 0, 0}, dweight, da};
+  if (dy && !dbranches && !attention.gated()) P.u = dy, P.u_image = classes, P.u_stage = 0, P.scale = attention.a;
+  const auto& kernels = head_kernels().typed<Acc>();
+  parallel_tickets((classes + rows - 1) / rows, batch * width * classes > kSerialProducts,
+                   [&](int64_t ticket) { kernels.weight_gradient(P, ticket * rows, std::min((ticket + 1) * rows, classes)); });
+}
+
+template <class Acc>
+void Backward<Acc>::bias_gradient(Acc* dbias) const {
+  std::copy(dscores, dscores + (batch ? n * classes : 0), dbias);
+  if (!batch) std::fill(dbias, dbias + n * classes, Acc(0));
+  for (int64_t b = 1; b < batch; ++b)
+    for (int64_t j = 0; j < n * classes; ++j) dbias[j] += dscores[b * n * classes + j];
+}
+
+// dA[i,k] = sum_b dy[b,k] Z[b,i,k]
+template <class Acc>
+void Backward<Acc>::add_da_from_scores(Acc* da) const {
+  std::fill(da, da + n * classes, Acc(0));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < classes; ++k) da[i * classes + k] += dy[b * classes + k] * scores[size_t((b * n + i) * classes + k)];
+}
+
+// dA [n, K] and dy [B, K] -> gradients in the shapes of the parameters.
+template <class Acc>
+void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const {
+  if (attention.gated()) {
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t j = 0; j < n * n; ++j) dweight[j] = (b ? dweight[j] : Acc(0)) + gate_dmatrix[size_t(b * n * n + j)];
+      for (int64_t j = 0; j < n; ++j) dbias[j] = (b ? dbias[j] : Acc(0)) + gate_doffset[size_t(b * n + j)];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (attention.mode == Attention::Classwise) {
+      std::copy(da + i * classes, da + (i + 1) * classes, dweight + i * classes);
+      continue;
+    }
+    Acc sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += da[i * classes + k];
+    if (attention.mode == Attention::NByN)
+      for (int64_t j = 0; j < n; ++j) dweight[j * n + i] = sum;  // all n outputs are summed: the rows of M have one gradient
+    else
+      dweight[i] = sum;
+  }
+  if (!dbias) return;
+  int64_t each = attention.mode == Attention::Classwise || attention.mode == Attention::Folded ? classes : 1;
+  std::fill(dbias, dbias + each, Acc(0));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t k = 0; k < classes; ++k) dbias[each == 1 ? 0 : k] += dy[b * classes + k];
+  if (attention.mode == Attention::NByN) std::fill(dbias + 1, dbias + n, dbias[0]);
+}
+
+// --- the operator ----------------------------------------------------------------------------------------------------
+template <class Acc>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy, const OptionalTensor& dbranches, const Tensor& pooled, const Tensor& weight,
+                                                       const OptionalTensor& bias, const OptionalTensor& attention_weight, const OptionalTensor& attention_bias,
+                                                       Attention mode, const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages, bool need_weight,
+                                                       bool need_bias, bool need_attention) {
+  constexpr ScalarType acc_type = sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float;
+  int64_t n = int64_t(widths.size()), width = 0;
+  for (int64_t w : widths) width += w;
+
+  // Check
+  check_parameters(weight, bias, n, width);
+  STD_TORCH_CHECK(pooled.dim() == 2 && pooled.size(1) == width && pooled.scalar_type() == acc_type, kBackward, ": pooled must be [B, ", width,
+                  "] as interflow_head returned it, got ", shape_text(pooled));
+  int64_t batch = pooled.size(0), classes = weight.size(0);
+  if (dy) check_shape(*dy, {batch, classes}, kBackward, "dy");
+  if (dbranches) check_shape(*dbranches, {batch, n, classes}, kBackward, "dbranches");
+  for (int64_t i : feature_stages) STD_TORCH_CHECK(i >= 0 && i < n, kBackward, ": feature_stages must be of 0 to ", n - 1, ", got ", i);
+  AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
+  need_attention = need_attention && attention_weight.has_value();
+  Values<Acc> biases(bias), dy_values(dy), dbranches_values(dbranches);
+  Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+  Tensor columns = pooled.is_contiguous() ? pooled : torch::stable::contiguous(pooled);
+
+  // Allocate
+  auto output = [&](bool needed, const Tensor& like, ScalarType type) {
+    if (!needed) return torch::stable::new_empty(weight, {0}, type);
+    std::vector<int64_t> shape;
+    for (int64_t i = 0; i < like.dim(); ++i) shape.push_back(like.size(i));
+    return torch::stable::new_empty(weight, shape, type);
+  };
+  Tensor dpooled = output(!feature_stages.empty(), pooled, acc_type);
+  Tensor dweight = output(need_weight, weight, weight.scalar_type());
+  // Small gradients are summed in Acc and rounded once, below.
+  bool with_bias = need_bias && bias, with_attention_bias = need_attention && attention_bias;
+  Tensor dbias = output(with_bias, bias ? *bias : weight, acc_type);
+  Tensor dattention_weight = output(need_attention, attention_weight ? *attention_weight : weight, acc_type);
+  Tensor dattention_bias = output(with_attention_bias, attention_bias ? *attention_bias : weight, acc_type);
+  auto round = [](const Tensor& t, const OptionalTensor& like) { return like && like->scalar_type() != t.scalar_type() ? torch::stable::to(t, like->scalar_type()) : t; };
+  auto results = [&] {
+    return std::make_tuple(dpooled, dweight, round(dbias, bias), round(dattention_weight, attention_weight), round(dattention_bias, attention_bias));
+  };
+  auto data = [](const Tensor& t) { return static_cast<Acc*>(t.mutable_data_ptr()); };
+
+  // Nothing to sum: zeros
+  if (batch == 0 || (!dy && !dbranches)) {
+    for (Tensor* t : {&dpooled, &dweight, &dbias, &dattention_weight, &dattention_bias}) torch::stable::zero_(*t);
+    return results();
+  }
+
+  Backward<Acc> back{n, batch, width, classes, {}, attention, biases.data(), static_cast<const Acc*>(columns.const_data_ptr()), rows.const_data_ptr(),
+                     dtype_of(weight, kBackward, "weight"), dy_values.data(), dbranches_values.data(), {}, {}, nullptr, {}, {}};
+  int64_t begin = 0;
+  for (int64_t i = 0; i < n; begin += widths[size_t(i++)]) back.columns[i] = {begin, begin + widths[size_t(i)]};
+
+  // The gradient of Z
+  bool through_attention = need_attention && dy;
+  if (dy && (attention.gated() || (through_attention && dbranches))) back.recompute_scores();
+  back.compute_dscores();
+
+  // Each gradient from it
+  if (!feature_stages.empty()) back.pooled_gradient(data(dpooled), feature_stages);
+  if (need_bias && bias) back.bias_gradient(data(dbias));
+  Buffer<Acc> da;
+  bool da_from_products = through_attention && !attention.gated() && !dbranches;
+  if (through_attention && !attention.gated()) da.reset(new Acc[size_t(n * classes)]);
+  if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
+  if (da_from_products && bias) {
+    for (int64_t k = 0; k < classes; ++k) {
+      Acc sum = 0;
+      for (int64_t b = 0; b < batch; ++b) sum += back.dy[b * classes + k];
+      for (int64_t i = 0; i < n; ++i) da[size_t(i * classes + k)] += back.bias[i * classes + k] * sum;
+    }
+  } else if (da && dbranches) {
+    back.add_da_from_scores(da.get());
+  }
+  if (through_attention) {
+    back.attention_gradient(data(dattention_weight), attention_bias ? data(dattention_bias) : nullptr, da.get());
+  } else if (need_attention) {
+    torch::stable::zero_(dattention_weight);
+    torch::stable::zero_(dattention_bias);
+  }
+  return results();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const OptionalTensor& dy, const OptionalTensor& dbranches, const Tensor& pooled,
+                                                                           const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
+                                                                           const OptionalTensor& attention_bias, const std::string& attention,
+                                                                           const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages,
+                                                                           bool need_weight, bool need_bias, bool need_attention) {
+  STD_TORCH_CHECK(!widths.empty() && widths.size() <= kMaxStages, kBackward, ": widths must name 1 to ", kMaxStages, " stages, got ", widths.size());
+  auto call = dtype_of(weight, kBackward, "weight") == DType::F64 ? run<double> : run<float>;
+  return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
+}
+
+}  // namespace
+}  // namespace interflow
+
+STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }

@@ -1,0 +1,128 @@
+// Shared host side of the head: instruction set choice, the attention's parameters, the forward product's parallel loop.
+#include "interflow_head_host.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace interflow {
+
+const HeadKernels& head_kernels() {
+  static const HeadKernels& chosen = []() -> const HeadKernels& {
+#if defined(__x86_64__)
+    const char* asked = std::getenv("INTERFLOW_CPU_ISA");
+    bool narrow = asked && std::strcmp(asked, "baseline") == 0;
+    if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return head_kernels_avx2;
+#endif
+    return head_kernels_baseline;
+  }();
+  return chosen;
+}
+
+Attention attention_of(const std::string& name) {
+  if (name == "hard") return Attention::Hard;
+  if (name == "1xn") return Attention::OneByN;
+  if (name == "nxn") return Attention::NByN;
+  if (name == "classwise") return Attention::Classwise;
+  if (name == "gated") return Attention::Gated;
+  if (name == "folded") return Attention::Folded;
+  STD_TORCH_CHECK(false, kHead, ": attention must be one of hard, 1xn, nxn, classwise, gated, folded, got '", name, "'");
+}
+
+// --- small tensors as Acc --------------------------------------------------------------------------------------------
+namespace {
+template <class Acc, class T>
+void gather(const Tensor& t, Acc* out) {
+  int64_t dim = t.dim(), size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+  for (int64_t i = 0; i < dim; ++i) size[3 - dim + i] = t.size(i), stride[3 - dim + i] = t.stride(i);
+  const T* p = static_cast<const T*>(t.const_data_ptr());
+  for (int64_t i = 0; i < size[0]; ++i)
+    for (int64_t j = 0; j < size[1]; ++j)
+      for (int64_t k = 0; k < size[2]; ++k) *out++ = Acc(p[i * stride[0] + j * stride[1] + k * stride[2]]);
+}
+}  // namespace
+
+template <class Acc>
+Values<Acc>::Values(const Tensor& t) {
+  DType dtype = dtype_of(t, kHead, "every parameter");
+  if (dtype == (sizeof(Acc) == 8 ? DType::F64 : DType::F32) && t.is_contiguous()) {
+    data_ = static_cast<const Acc*>(t.const_data_ptr());
+    return;
+  }
+  copy_.reset(new Acc[size_t(t.numel()) + 1]);
+  data_ = copy_.get();
+  switch (dtype) {
+    case DType::F32: gather<Acc, float>(t, copy_.get()); return;
+    case DType::F64: gather<Acc, double>(t, copy_.get()); return;
+    case DType::BF16: gather<Acc, c10::BFloat16>(t, copy_.get()); return;
+    case DType::F16: gather<Acc, c10::Half>(t, copy_.get()); return;
+  }
+}
+template class Values<float>;
+template class Values<double>;
+
+// --- attention -------------------------------------------------------------------------------------------------------
+namespace {
+void check_attention(Attention mode, const OptionalTensor& weight, const OptionalTensor& bias, int64_t n, int64_t k) {
+  std::vector<int64_t> weight_shape{n}, bias_shape{1};
+  if (mode == Attention::NByN || mode == Attention::Gated) weight_shape = {n, n}, bias_shape = {n};
+  if (mode == Attention::Classwise) weight_shape = {n, k}, bias_shape = {k};
+  if (mode == Attention::Folded) bias_shape = {k};
+  STD_TORCH_CHECK(weight.has_value() == (mode != Attention::Folded), kHead, ": attention_weight must be ",
+                  mode == Attention::Folded ? "None for attention 'folded'" : "a tensor for every attention but 'folded'");
+  if (weight) check_shape(*weight, weight_shape, kHead, "attention_weight");
+  STD_TORCH_CHECK(bias.has_value() || mode != Attention::Gated, kHead, ": attention_bias must be a tensor for attention 'gated'");
+  STD_TORCH_CHECK(!bias.has_value() || mode != Attention::Hard, kHead, ": attention_bias must be None for attention 'hard'");
+  if (bias) check_shape(*bias, bias_shape, kHead, "attention_bias");
+}
+}  // namespace
+
+template <class Acc>
+AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, const OptionalTensor& b, int64_t n, int64_t k) : mode(mode_) {
+  check_attention(mode, w, b, n, k);
+  weight = Values<Acc>(w);
+  bias = Values<Acc>(b);
+  if (mode == Attention::Gated) return;
+  c = bias.data();
+  if (mode == Attention::Hard || mode == Attention::OneByN) a = {weight.data(), 1, 0};
+  if (mode == Attention::Classwise) a = {weight.data(), k, 1};
+  if (mode == Attention::Classwise || mode == Attention::Folded) c_klass = 1;
+  if (mode != Attention::NByN) return;
+  // y sums the n outputs: only M's column sums and the sum of c count.
+  for (int64_t i = 0; i < n; ++i) {
+    row_[i] = 0;
+    for (int64_t j = 0; j < n; ++j) row_[i] += weight.data()[j * n + i];
+  }
+  a = {row_, 1, 0};
+  if (c) {
+    sum_ = 0;
+    for (int64_t j = 0; j < n; ++j) sum_ += c[j];
+    c = &sum_;
+  }
+}
+template struct AttentionValues<float>;
+template struct AttentionValues<double>;
+
+// --- forward product -------------------------------------------------------------------------------------------------
+template <class Acc>
+void run_product(const ProductParams<Acc>& P) {
+  constexpr int64_t rows = 24, images = 64;  // 24 rows of W (135 KB at D = 1408) stay in L2 while the images pass
+  int64_t row_blocks = (P.classes + rows - 1) / rows, image_blocks = (P.batch + images - 1) / images;
+  const auto& kernels = head_kernels().typed<Acc>();
+  parallel_tickets(row_blocks * image_blocks, P.batch * P.width * P.classes > kSerialProducts, [&](int64_t ticket) {
+    int64_t k = ticket / image_blocks * rows, b = ticket % image_blocks * images;
+    kernels.product(P, k, std::min(k + rows, P.classes), b, std::min(b + images, P.batch));
+  });
+}
+template void run_product(const ProductParams<float>&);
+template void run_product(const ProductParams<double>&);
+
+void check_parameters(const Tensor& weight, const OptionalTensor& bias, int64_t n, int64_t width) {
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) > 0, kHead, ": weight must be [K, D] with K of at least 1, got ", shape_text(weight));
+  STD_TORCH_CHECK(weight.size(1) == width, kHead, ": weight must have D = ", width, " columns, the sum of the features' pooled values, got ", shape_text(weight));
+  if (bias) check_shape(*bias, {n, weight.size(0)}, kHead, "bias");
+}
+
+}  // namespace interflow

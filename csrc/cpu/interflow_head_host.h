@@ -1,0 +1,57 @@
+// What forward and backward share on the host side: the attention's parameters as the kernels take them.
+#pragma once
+#include <memory>
+
+#include "host.h"
+#include "interflow_head_kernels.h"
+
+namespace interflow {
+
+constexpr const char* kHead = "interflow_head";
+
+Attention attention_of(const std::string& name);
+
+// Work below this many bytes or multiplications runs on the calling thread: a parallel region costs more.
+constexpr int64_t kSerialBytes = 1 << 15;
+constexpr int64_t kSerialProducts = 1 << 16;
+
+// A small tensor as contiguous Acc: its own memory where it is that already, else a copy.
+template <class Acc>
+class Values {
+ public:
+  Values() = default;
+  explicit Values(const Tensor& t);
+  explicit Values(const OptionalTensor& t) : Values(t ? Values(*t) : Values()) {}
+  const Acc* data() const { return data_; }
+
+ private:
+  std::unique_ptr<Acc[]> copy_;
+  const Acc* data_ = nullptr;
+};
+
+// Everything about the attention, checked and in Acc.
+template <class Acc>
+struct AttentionValues {
+  AttentionValues(Attention mode, const OptionalTensor& weight, const OptionalTensor& bias, int64_t n, int64_t classes);
+
+  Attention mode;
+  Values<Acc> weight, bias;
+  Aggregation<Acc> a{nullptr, 0, 0};  // linear modes
+  const Acc* c = nullptr;             // [K] or [1] by c_klass
+  int64_t c_klass = 0;
+  bool gated() const { return mode == Attention::Gated; }
+  AttentionValues(const AttentionValues&) = delete;  // a and c point into it
+
+ private:
+  Acc row_[kMaxStages];  // nxn: column sums of M
+  Acc sum_;              // nxn: sum of c
+};
+
+// Forward product of pooled features, on all threads: used forward, and backward where Z is needed again.
+template <class Acc>
+void run_product(const ProductParams<Acc>& params);
+
+// Checks weight [K, D], bias [n, K] and pooled widths; every message names the argument and what came.
+void check_parameters(const Tensor& weight, const OptionalTensor& bias, int64_t n, int64_t width);
+
+}  // namespace interflow

@@ -1,0 +1,167 @@
+// Vectors of 32 bytes in the compilers' own vector extension: loads with conversion, fused multiply-add, reductions, stores.
+// Nothing about one operator. Included once for each instruction set, inside its namespace, so that no inline function of
+// one set can be linked into another: baseline (SSE2; NEON on aarch64) and avx2 (AVX2, FMA, F16C).
+// No include guard: every including file compiles exactly one instruction set.
+
+namespace interflow::INTERFLOW_ISA {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(32)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(32)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = 32 / sizeof(T);
+
+typedef uint32_t U32x8 __attribute__((vector_size(32)));
+typedef uint16_t U16x8 __attribute__((vector_size(16)));
+
+#define INTERFLOW_INLINE inline __attribute__((always_inline))
+
+template <class To, class From>
+INTERFLOW_INLINE To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V, class T>
+INTERFLOW_INLINE V load_bytes(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class Acc>
+INTERFLOW_INLINE Vec<Acc> broadcast(Acc x) {
+  return x - Vec<Acc>{};
+}
+
+// --- loads: kLanes<Acc> elements of any storage type, as Acc ---------------------------------------------------------
+INTERFLOW_INLINE Vec<float> load(const float* p) { return load_bytes<Vec<float>>(p); }
+INTERFLOW_INLINE Vec<double> load(const double* p) { return load_bytes<Vec<double>>(p); }
+INTERFLOW_INLINE Vec<float> load(const BFloat16* p) {
+  U32x8 wide = __builtin_convertvector(load_bytes<U16x8>(p), U32x8);
+  return bits<Vec<float>>(wide << 16);
+}
+INTERFLOW_INLINE Vec<float> load(const Half* p) {
+#if defined(INTERFLOW_AVX2)
+  return bits<Vec<float>>(_mm256_cvtph_ps(load_bytes<__m128i>(p)));
+#else
+  // Exponent and mantissa moved to fp32's places, then scaled by 2^112: exact for subnormals too. Inf and NaN keep all exponent bits.
+  U32x8 h = __builtin_convertvector(load_bytes<U16x8>(p), U32x8);
+  U32x8 magnitude = (h & 0x7fffu) << 13;
+  U32x8 special = (U32x8)(magnitude >= 0x0f800000u) & 0x7f800000u;
+  U32x8 scaled = bits<U32x8>(bits<Vec<float>>(magnitude) * 0x1p112f);
+  return bits<Vec<float>>(scaled | special | ((h & 0x8000u) << 16));
+#endif
+}
+
+// --- pairs: 2 * kLanes<Acc> elements as two vectors whose order is the storage type's own (cheapest) -----------------
+template <class Acc>
+struct Pair {
+  Vec<Acc> first, second;
+};
+template <class T>
+INTERFLOW_INLINE auto load_pair(const T* p) {
+  using Acc = decltype(load(p)[0] + 0);
+  return Pair<Acc>{load(p), load(p + kLanes<Acc>)};
+}
+// bf16: one word holds an even and an odd element; two instructions convert sixteen.
+INTERFLOW_INLINE Pair<float> load_pair(const BFloat16* p) {
+  U32x8 words = load_bytes<U32x8>(p);
+  return {bits<Vec<float>>(words << 16), bits<Vec<float>>(words & 0xffff0000u)};
+}
+// Where element j of a pair's 2 * kLanes lies when first and second are written one after the other.
+template <class T>
+constexpr int pair_position(int j) {
+  return std::is_same_v<T, BFloat16> ? j % 2 * 8 + j / 2 : j;
+}
+
+// The first n < N elements of p, zeros behind them: what a full load would give where nothing lies beyond.
+template <int N, class T>
+struct Padded {
+  T values[N];
+  INTERFLOW_INLINE Padded(const T* p, int64_t n) {
+    __builtin_memset(values, 0, sizeof values);
+    __builtin_memcpy(values, p, n * sizeof(T));
+  }
+};
+template <class Acc, class T>
+INTERFLOW_INLINE Vec<Acc> load_partial(const T* p, int64_t n) {
+  return load(Padded<kLanes<Acc>, T>(p, n).values);
+}
+
+// --- arithmetic ------------------------------------------------------------------------------------------------------
+// a * b + c, fused where the instruction set has it. Explicit, so that every loop shape rounds alike (-ffp-contract=off).
+INTERFLOW_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(INTERFLOW_AVX2)
+  return bits<Vec<float>>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+INTERFLOW_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(INTERFLOW_AVX2)
+  return bits<Vec<double>>(_mm256_fmadd_pd(bits<__m256d>(a), bits<__m256d>(b), bits<__m256d>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
+// The sum of all lanes, always as a balanced tree: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+INTERFLOW_INLINE float reduce(Vec<float> v) {
+  typedef float F32x4 __attribute__((vector_size(16)));
+  F32x4 low, high;
+  __builtin_memcpy(&low, &v, 16);
+  __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + 16, 16);
+  F32x4 s = low + high;
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+INTERFLOW_INLINE double reduce(Vec<double> v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+// --- stores: round to nearest even -----------------------------------------------------------------------------------
+INTERFLOW_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+INTERFLOW_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof v); }
+INTERFLOW_INLINE void store(BFloat16* p, Vec<float> v) {
+  U32x8 word = bits<U32x8>(v);
+  U32x8 rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
+  U32x8 nan = (U32x8)((word & 0x7fffffffu) > 0x7f800000u);
+  U16x8 narrow = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), U16x8);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+INTERFLOW_INLINE void store(Half* p, Vec<float> v) {
+#if defined(INTERFLOW_AVX2)
+  __m128i narrow = _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+#else
+  for (int j = 0; j < 8; ++j) p[j] = Half(v[j]);
+#endif
+}
+template <class T, class V>
+INTERFLOW_INLINE void store_partial(T* p, V v, int64_t n) {
+  T values[sizeof(V) / sizeof(v[0])];
+  store(values, v);
+  __builtin_memcpy(p, values, n * sizeof(T));
+}
+
+// One number, rounded to a dtype that is known at run time only.
+template <class Acc>
+INTERFLOW_INLINE void put(void* out, DType dtype, int64_t at, Acc value) {
+  switch (dtype) {
+    case DType::F32: static_cast<float*>(out)[at] = float(value); return;
+    case DType::F64: static_cast<double*>(out)[at] = double(value); return;
+    case DType::BF16: static_cast<BFloat16*>(out)[at] = BFloat16(float(value)); return;
+    case DType::F16: static_cast<Half*>(out)[at] = Half(float(value)); return;
+  }
+}
+
+}  // namespace interflow::INTERFLOW_ISA

@@ -1,0 +1,263 @@
+"""The contract page: operator handles, fakes, autograd, autocast, vmap. Kernels are compiled and register themselves.
+
+    interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
+        -> y [B, K], branches [B, n, K] or [0], pooled [B, D]
+    interflow_head_backward(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention, widths, ...)
+        -> dpooled [B, D], dweight [K, D], dbias [n, K], dattention_weight, dattention_bias; [0] where not needed
+
+Differentiation has two roads: the raw operators have `register_autograd` (opcheck, callers of torch.ops); the public
+function has its own autograd.Function, the only arrangement in which torch.func, fullgraph compilation, stride-0 gradients
+and autocast all hold. Backward returns pooled gradients; their expansion to a map's size stays outside the operator, so
+that Inductor sees it and nothing of that size is written.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "interflow_kernels"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
+raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
+
+_NO_DOUBLE_BACKWARD = "interflow_head: double backward is not implemented; use InterflowHead or backend('eager')"
+
+
+# --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
+def _accumulation_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
+    return x.shape[1] * pool_size[0] * pool_size[1] if x.dim() == 4 else x.shape[1]
+
+
+@torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=_library)
+def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype=None):  # type: ignore[no-untyped-def]
+    batch, classes = features[0].shape[0], weight.shape[0]
+    width = sum(_pooled_width(x, pool_size) for x in features)
+    dtype = weight.dtype if dtype is None else dtype
+    return (
+        weight.new_empty((batch, classes), dtype=dtype),
+        weight.new_empty((batch, len(features), classes) if need_branches else (0,), dtype=dtype),
+        weight.new_empty((batch, width), dtype=_accumulation_dtype(weight)),
+    )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::interflow_head_backward", lib=_library)
+def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention, widths, feature_stages, need_weight, need_bias, need_attention):  # type: ignore[no-untyped-def]
+    def like(t: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor:
+        exists = needed and t is not None
+        return weight.new_empty(t.shape if exists else (0,), dtype=dtype if t is None else t.dtype)
+
+    dtype = _accumulation_dtype(weight)
+    need_attention = need_attention and attention_weight is not None
+    return (
+        weight.new_empty(pooled.shape if len(feature_stages) else (0,), dtype=pooled.dtype),
+        like(weight, need_weight, dtype),
+        like(bias, need_bias, dtype),
+        like(attention_weight, need_attention, dtype),
+        like(attention_bias, need_attention, dtype),
+    )
+
+
+# --- from pooled gradients to the features' -----------------------------------------------------------------------------
+def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool, pool_size: Sequence[int]) -> Tensor:
+    """dp [B, D_i] -> the gradient of a feature [B, C, H, W] or [B, D_i]. With one bin it is expanded, stride 0 over H and W."""
+    if len(shape) == 2:
+        return dp.to(dtype)
+    batch, channels, height, width = shape
+    if pool_size[0] == 1 and pool_size[1] == 1:
+        return (dp / (height * width)).to(dtype)[:, :, None, None].expand(batch, channels, height, width)
+    # Overlapping windows: PyTorch's own backward, which reads nothing but the shape of its second argument.
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    like = torch.empty(tuple(shape), dtype=dp.dtype, device=dp.device, memory_format=memory_format)
+    bins = dp.reshape(batch, channels, pool_size[0], pool_size[1])
+    return torch.ops.aten._adaptive_avg_pool2d_backward(bins, like).to(dtype)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
+
+
+# --- what both roads do -------------------------------------------------------------------------------------------------
+def _remember(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    """Saves what the gradients that are needed use: W for features; pooled for W and attention; all for "gated"."""
+    attention, pool_size, need_branches, weight, bias, attention_weight, attention_bias, features, needs = inputs
+    y, branches, pooled = output
+    need_weight, need_bias, need_attention, need_features = needs
+    ctx.attention, ctx.pool_size = attention, list(pool_size)
+    ctx.widths = [_pooled_width(x, pool_size) for x in features]
+    ctx.shapes = [x.shape for x in features]
+    ctx.dtypes = [x.dtype for x in features]
+    ctx.channels_last = [_is_channels_last(x) for x in features]
+    ctx.feature_stages = [i for i, needed in enumerate(need_features) if needed]
+    ctx.need_weight, ctx.need_bias, ctx.need_attention = need_weight, need_bias, need_attention
+    ctx.save_for_backward(pooled, weight, bias, attention_weight, attention_bias)
+
+
+def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: Tensor | None) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of (weight, bias, attention_weight, attention_bias) and of the features; None where not needed."""
+    pooled, weight, bias, attention_weight, attention_bias = ctx.saved_tensors
+    dp, dw, db, daw, dab = run(
+        dy,
+        dbranches,
+        pooled,
+        weight,
+        bias,
+        attention_weight,
+        attention_bias,
+        ctx.attention,
+        ctx.widths,
+        ctx.feature_stages,
+        ctx.need_weight,
+        ctx.need_bias,
+        ctx.need_attention,
+    )
+    features: list[Tensor | None] = [None] * len(ctx.shapes)
+    if ctx.feature_stages:
+        parts = dp.split(ctx.widths, 1)
+        for i in ctx.feature_stages:
+            features[i] = _feature_gradient(parts[i], ctx.shapes[i], ctx.dtypes[i], ctx.channels_last[i], ctx.pool_size)
+    has_attention = ctx.need_attention and attention_weight is not None
+    parameters = [
+        dw if ctx.need_weight else None,
+        db if ctx.need_bias and bias is not None else None,
+        daw if has_attention else None,
+        dab if has_attention and attention_bias is not None else None,
+    ]
+    return parameters, features
+
+
+# --- (a) the raw operator differentiates ---------------------------------------------------------------------------------
+def _raw_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, *_ = inputs
+    wants = lambda t: t is not None and t.requires_grad  # noqa: E731
+    needs = (wants(weight), wants(bias), wants(attention_weight) or wants(attention_bias), [wants(x) for x in features])
+    ctx.set_materialize_grads(False)
+    ctx.need_branches = need_branches
+    _remember(ctx, (attention, pool_size, need_branches, weight, bias, attention_weight, attention_bias, features, needs), output)
+
+
+def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpooled: Tensor | None) -> Any:
+    parameters, features = _gradients(ctx, raw_interflow_head_backward, dy, dbranches if ctx.need_branches else None)
+    return features, *parameters, None, None, None, None
+
+
+torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=_library)
+
+
+def _raise_double_backward(*_: Any) -> Any:
+    raise NotImplementedError(_NO_DOUBLE_BACKWARD)
+
+
+torch.library.register_autograd(f"{NAMESPACE}::interflow_head_backward", _raise_double_backward, lib=_library)
+
+
+# --- (b) the public function's own Function ---------------------------------------------------------------------------------
+class _HeadBackward(torch.autograd.Function):
+    """Exists so that a second differentiation raises, by whichever road it comes."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return raw_interflow_head_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(_NO_DOUBLE_BACKWARD)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _looped(_HeadBackward, info.batch_size, in_dims, args)
+
+
+def _looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
+    """One call for each slice of the mapped dimension, results stacked in front."""
+    slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
+    results = [function.apply(*each) for each in slices]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+class _Head(torch.autograd.Function):
+    """Arguments: attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features."""
+
+    @staticmethod
+    def forward(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:
+        return raw_interflow_head(list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        attention, pool_size, need_branches, _, weight, bias, aw, ab, *features = inputs
+        y, branches, pooled = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*((pooled,) if need_branches else (pooled, branches)))
+        wanted = ctx.needs_input_grad
+        needs = (wanted[4], wanted[5], wanted[6] or wanted[7], wanted[8:])
+        ctx.need_branches = need_branches
+        _remember(ctx, (attention, pool_size, need_branches, weight, bias, aw, ab, features, needs), output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dbranches: Any, _dpooled: Any) -> Any:
+        # Dynamo mishandles a Function with setup_context inside a backward, so it sees the operator itself.
+        run = raw_interflow_head_backward if torch.compiler.is_compiling() else _HeadBackward.apply
+        parameters, features = _gradients(ctx, run, dy, dbranches if ctx.need_branches else None)
+        return None, None, None, None, *parameters, *features
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        if any(d is not None for d in in_dims[4:8]):  # mapped parameters: a head for each slice
+            return _looped(_Head, info.batch_size, in_dims, args)
+        # Mapped features only: the mapped dimension joins the batch.
+        joined = []
+        for x, d in zip(args[8:], in_dims[8:], strict=True):
+            x = x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
+            joined.append(x.flatten(0, 1))
+        y, branches, pooled = _Head.apply(*args[:8], *joined)
+        split = [t.unflatten(0, (info.batch_size, -1)) if t.dim() > 1 else t for t in (y, branches, pooled)]
+        return tuple(split), (0, 0 if args[2] else None, 0)
+
+
+def interflow_head(
+    features: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    attention_weight: Tensor | None,
+    attention_bias: Tensor | None,
+    attention: str,
+    pool_size: tuple[int, int],
+    need_branches: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
+    dtype = None
+    device = weight.device.type
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():  # no graph to build
+        y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
+    else:
+        y, branches, _ = _Head.apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
+    return y, branches if need_branches else None
+
+
+# --- (c) autocast of raw calls: y in the autocast dtype; parameters and maps are read as they are -----------------------------
+def _raw_autocast(device: str, key: str) -> Callable[..., Any]:
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(features, weight, bias, aw, ab, attention, pool_size, need_branches, dtype=None):  # type: ignore[no-untyped-def]
+        if dtype is None and weight.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return raw_interflow_head(features, weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+
+    return kernel
+
+
+for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    _library.impl("interflow_head", _raw_autocast(_device, _key), _key)

@@ -1,0 +1,195 @@
+"""The data sets as LightningDataModules: scikit-learn's digits, and any folder of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from .errors import UserError, require_torchvision
+from .images import Preprocessing, random_affine
+
+DIGITS_SPLIT = (1077, 360, 360)
+"""Images for training, validation and test; 1,797 in all."""
+
+# Over the pixels of the 1,077 training images of seed 0, in [0, 1].
+DIGITS_MEAN, DIGITS_STD = 0.3063, 0.3766
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def digits_split(target: Tensor, seed: int) -> list[Tensor]:
+    """Indices of the three parts: disjoint, everything used, every class in proportion; the same for the same seed.
+
+    target [N] -> index tensors of DIGITS_SPLIT's sizes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # Each class is spread evenly over the interval [0, 1); cutting the sorted order anywhere then cuts every class in proportion.
+    place = torch.empty(len(target), dtype=torch.float64)
+    for label in target.unique():
+        members = (target == label).nonzero().flatten()
+        rank = torch.randperm(len(members), generator=generator)
+        place[members] = (rank + torch.rand(len(members), generator=generator, dtype=torch.float64)) / len(members)
+    return list(place.argsort(stable=True).split(DIGITS_SPLIT))
+
+
+class Digits(LightningDataModule):
+    """scikit-learn's digits: 1,797 real 8x8 images of handwritten digits, resized, as RGB. Nothing is downloaded.
+
+    1,077 images for training, 360 for validation (which picks the best checkpoint), 360 for test.
+
+    Args:
+        batch_size: images in a step.
+        size: pixels of a side after bilinear resizing from 8.
+        seed: of the split; the same for all runs that are compared.
+        shift: training images are shifted at random by up to this many of the original 8 pixels,
+        degrees: turned by up to this angle,
+        scale: and made smaller or larger by up to this fraction.
+    """
+
+    class_names = tuple("0123456789")
+
+    def __init__(self, batch_size: int = 64, size: int = 32, seed: int = 0, shift: float = 0.5, degrees: float = 10.0, scale: float = 0.1) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.save_hyperparameters()
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = {"shift": shift * size / 8, "degrees": degrees, "scale": scale}
+        self.preprocessing = Preprocessing(size, (DIGITS_MEAN,) * 3, (DIGITS_STD,) * 3)
+        self.parts: list[TensorDataset] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images from scikit-learn's package and splits them."""
+        if self.parts:
+            return
+        from sklearn.datasets import load_digits
+
+        images, target = load_digits(return_X_y=True)
+        target = torch.from_numpy(target).long()
+        pixels = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16  # 0 to 16 shades of ink
+        x = self.preprocessing.normalize(self.preprocessing.fit(pixels).expand(-1, 3, -1, -1))
+        self.parts = [TensorDataset(x[part], target[part]) for part in digits_split(target, self.seed)]
+
+    def _loader(self, part: int) -> DataLoader[Any]:
+        training = part == 0
+        return DataLoader(self.parts[part], self.batch_size, shuffle=training, drop_last=training and len(self.parts[part]) > self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(0)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(1)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(2)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Random shift, rotation and size, on the whole batch on its device, while training only."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        x, target = batch
+        return random_affine(x, **self.augmentation), target
+
+
+class ImageFolder(LightningDataModule):
+    """A folder of images, root/train/<class>/*.jpg, root/val/<class>/*, and root/test/<class>/* (without it, test uses val).
+
+    Training images are cut out at random (torchvision's RandomResizedCrop) and mirrored, the others resized and cut out
+    in the centre. Needs torchvision (extra [vision]).
+
+    Args:
+        root: the folder.
+        batch_size: images in a step.
+        size: pixels of a side.
+        num_workers: processes that read images.
+        mean: of each channel, in [0, 1]; default ImageNet's, as pretrained weights expect.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 32,
+        size: int = 224,
+        num_workers: int = 2,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.preprocessing = Preprocessing(size, tuple(mean), tuple(std))
+        self.class_names: tuple[str, ...] = ()
+        self.parts: list[Any] = []
+
+    def prepare_data(self) -> None:
+        """UserError where a folder or torchvision is missing."""
+        for folder in (self.root, self.root / "train", self.root / "val"):
+            if not folder.is_dir():
+                raise UserError(f"there is no folder {folder}; the data set must have train/<class>/ and val/<class>/ below {self.root}")
+        require_torchvision("a folder of images as data set")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Lists the images; UserError where a folder has none or the parts differ in their classes."""
+        if self.parts:
+            return
+        self.prepare_data()
+        from torchvision import transforms
+        from torchvision.datasets import ImageFolder as Folder
+
+        rule = self.preprocessing
+        augmented = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(rule.size),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(rule.mean, rule.std),
+            ]
+        )
+        test = "test" if (self.root / "test").is_dir() else "val"
+        parts = []
+        for name, transform in (("train", augmented), ("val", rule), (test, rule)):
+            try:
+                parts.append(Folder(str(self.root / name), transform=transform))
+            except FileNotFoundError as error:
+                raise UserError(f"{self.root / name} has no images in folders named after their classes") from error
+        for part, name in zip(parts, ("train", "val", test), strict=True):
+            if part.classes != parts[0].classes:
+                raise UserError(f"{self.root / name} has other classes than {self.root / 'train'}: {_difference(part.classes, parts[0].classes)}")
+        self.class_names = tuple(parts[0].classes)
+        self.parts = parts
+
+    def _loader(self, part: int) -> DataLoader[Any]:
+        training = part == 0
+        return DataLoader(
+            self.parts[part],
+            self.batch_size,
+            shuffle=training,
+            drop_last=training and len(self.parts[part]) > self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(0)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(1)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(2)
+
+
+def _difference(names: Sequence[str], expected: Sequence[str]) -> str:
+    odd = sorted(set(names) ^ set(expected))
+    return ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")

@@ -1,0 +1,208 @@
+"""The training of an image classifier as a LightningModule: loss, optimiser, schedule, and what is logged."""
+
+import math
+import time
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from interflow_kernels import InterflowHead
+
+from .contribution import Contribution, branch_terms
+from .errors import UserError
+from .images import Preprocessing
+from .models import create_model
+
+CHECKPOINT_KEY = "interflow_vision"
+"""Where a checkpoint keeps the preprocessing and the names of the classes."""
+
+
+def one_cycle(progress: float, warmup: float, start: float = 0.04, end: float = 0.001) -> float:
+    """The learning rate's factor at `progress` in [0, 1]: cosine from `start` to 1 in the first `warmup`, then cosine to `end`.
+
+    torch's OneCycleLR cannot go on when a resumed run gets more epochs; a factor of progress can.
+    """
+    if progress < warmup:
+        return 1 + (start - 1) * (1 + math.cos(math.pi * progress / warmup)) / 2
+    return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
+
+
+class Classifier(LightningModule):
+    """Trains a model of create_model with SGD (Nesterov) and one cycle of the learning rate.
+
+    Logged each epoch: train/loss, train/accuracy, train/images_per_second; val/loss and val/accuracy; for heads with
+    branches val/accuracy_branch1, ... and, for Interflow heads, contribution/branch1, ..., over the validation images
+    (see contribution.py; several processes: the mean of theirs). A test logs test/loss, test/accuracy, test/accuracy_branch1, ...
+    Accuracies are fractions; losses are cross entropies in nats, val and test without label smoothing.
+
+    Args:
+        name: the model, "vgg16" or "vgg16_bn".
+        num_classes: K.
+        head: "fused" and "eager" are the Interflow head; "auxiliary", "concat" and "last" (plain VGG) are for comparison.
+        attention: of the Interflow head.
+        width: multiplier of all channel counts.
+        stages: number of convolutions in each stage; default 4, 3, 3, 3.
+        in_channels: channels of the images.
+        pool5: whether head="last" keeps VGG's last max-pool.
+        pool_size: side of the maps that features are averaged to.
+        attention_bias: whether the attention has a bias.
+        hard_weights: the branches' weights for attention="hard".
+        auxiliary_weight: of each auxiliary loss, for head="auxiliary".
+        pretrained: whether training starts from torchvision's ImageNet convolutions.
+        lr: highest learning rate.
+        momentum: of SGD.
+        weight_decay: of the convolutions' and fully connected weights; biases, norms and the attention have none.
+        label_smoothing: of the training loss (not used by head="auxiliary", which brings its own loss).
+        warmup: part of the training in which the learning rate rises.
+    """
+
+    def __init__(
+        self,
+        name: str = "vgg16_bn",
+        num_classes: int = 10,
+        head: Literal["fused", "eager", "auxiliary", "concat", "last"] = "fused",
+        attention: Literal["hard", "1xn", "nxn", "classwise", "gated"] = "nxn",
+        width: float = 1.0,
+        stages: list[int] | None = None,
+        in_channels: int = 3,
+        pool5: bool = True,
+        pool_size: int = 1,
+        attention_bias: bool = False,
+        hard_weights: list[float] | None = None,
+        auxiliary_weight: float = 0.3,
+        pretrained: bool = False,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+        warmup: float = 0.25,
+    ) -> None:
+        super().__init__()
+        if not 0 < warmup < 1:
+            raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
+        self.save_hyperparameters()
+        self.model = create_model(
+            name,
+            attention,
+            num_classes,
+            head,
+            width=width,
+            stages=stages,
+            in_channels=in_channels,
+            pool5=pool5,
+            pool_size=pool_size,
+            attention_bias=attention_bias,
+            hard_weights=hard_weights,
+            auxiliary_weight=auxiliary_weight,
+        )
+        self.pretrained = pretrained
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+        self.warmup = warmup
+        self.preprocessing: Preprocessing | None = None
+        self.class_names: tuple[str, ...] = ()
+        self._contribution = Contribution()
+        self._started = 0.0  # seconds, time.perf_counter
+        self._images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits [B, K]."""
+        return self.model(x)
+
+    def setup(self, stage: str) -> None:
+        """Takes over what the data set knows; UserError where its classes are not the model's."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = tuple(getattr(data, "class_names", ()))
+        if names and len(names) != self.model.num_classes:
+            raise UserError(f"the data set has {len(names)} classes but the model {self.model.num_classes}: give --model.num_classes {len(names)}")
+        self.class_names = names or self.class_names
+        self.preprocessing = getattr(data, "preprocessing", self.preprocessing)
+        if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
+            self.model.load_pretrained()
+
+    def _train_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = getattr(self.model.head, "loss", None)
+        return F.cross_entropy(output, target, label_smoothing=self.label_smoothing) if loss is None else loss(output, target)
+
+    def on_train_epoch_start(self) -> None:
+        self._started, self._images = time.perf_counter(), 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, target = batch
+        output = self.model(x)  # [B, K], auxiliary: [B, n, K]
+        loss = self._train_loss(output, target)
+        logits = output if output.dim() == 2 else output[:, -1]
+        size = len(target)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/accuracy", _accuracy(logits, target), on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._images += len(batch[1])
+        if self.trainer.is_last_batch:  # before validation, which belongs to the epoch
+            rate = self._images * self.trainer.world_size / (time.perf_counter() - self._started)
+            self.log("train/images_per_second", rate, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self._contribution = Contribution()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        branches = self._evaluate(batch, "val")
+        if branches is not None and isinstance(self.model.head, InterflowHead):
+            self._contribution.update(branch_terms(self.model.head, branches.to(self.model.head.weight.dtype)))
+
+    def on_validation_epoch_end(self) -> None:
+        if isinstance(self.model.head, InterflowHead):
+            for i, value in enumerate(self._contribution.compute(), 1):
+                self.log(f"contribution/branch{i}", value.float(), sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor | None:
+        """Logs loss and accuracies of a batch; returns Z [B, n, K] where the head has branches."""
+        x, target = batch
+        logits, branches = self.model.forward_branches(x) if self.model.has_branches else (self.model(x), None)
+        kept: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(target), "sync_dist": True}
+        self.log(f"{part}/loss", F.cross_entropy(logits.float(), target), **kept)
+        self.log(f"{part}/accuracy", _accuracy(logits, target), prog_bar=True, **kept)
+        for i, scores in enumerate([] if branches is None else branches.unbind(1), 1):
+            self.log(f"{part}/accuracy_branch{i}", _accuracy(scores, target), **kept)
+        return branches
+
+    def configure_optimizers(self) -> Any:
+        """SGD with Nesterov momentum and the one-cycle factor, a step each batch."""
+        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and not name.endswith("head.bias")]
+        chosen = {id(p) for p in decayed}
+        rest = [p for p in self.parameters() if id(p) not in chosen]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        total = max(1, int(self.trainer.estimated_stepping_batches)) if math.isfinite(self.trainer.estimated_stepping_batches) else None
+        if total is None:
+            raise UserError("one cycle of the learning rate needs an end: give --trainer.max_epochs or --trainer.max_steps")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total, self.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a prediction needs beside the weights."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.as_dict(),
+            "class_names": list(self.class_names),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it back."""
+        kept = checkpoint.get(CHECKPOINT_KEY, {})
+        if kept.get("preprocessing") is not None:
+            self.preprocessing = Preprocessing.from_dict(kept["preprocessing"])
+        self.class_names = tuple(kept.get("class_names", ()))
+
+
+def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
+    """Fraction of [B, K] whose largest score is the target's [B]."""
+    return (scores.argmax(1) == target).float().mean()

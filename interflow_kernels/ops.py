@@ -50,8 +50,9 @@ def _(features, weight, bias, attention_weight, attention_bias, attention, pool_
 @torch.library.register_fake(f"{NAMESPACE}::interflow_head_backward", lib=_library)
 def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention, widths, feature_stages, need_weight, need_bias, need_attention):  # type: ignore[no-untyped-def]
     def like(t: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor:
-        exists = needed and t is not None
-        return weight.new_empty(t.shape if exists else (0,), dtype=dtype if t is None else t.dtype)
+        if t is None:
+            return weight.new_empty((0,), dtype=dtype)
+        return weight.new_empty(t.shape if needed else (0,), dtype=t.dtype)
 
     dtype = _accumulation_dtype(weight)
     need_attention = need_attention and attention_weight is not None
@@ -84,19 +85,22 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 # --- what both roads do -------------------------------------------------------------------------------------------------
-def _remember(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    """Saves what the gradients that are needed use: W for features; pooled for W and attention; all for "gated"."""
-    attention, pool_size, need_branches, weight, bias, attention_weight, attention_bias, features, needs = inputs
-    y, branches, pooled = output
-    need_weight, need_bias, need_attention, need_features = needs
+def _remember(ctx: Any, attention: str, pool_size: Sequence[int], features: Sequence[Tensor], pooled: Tensor, parameters: Sequence[Tensor | None]) -> None:
+    """Saves pooled [B, D] and the parameters; of the features, only what their gradients' shape and layout need."""
+    ctx.set_materialize_grads(False)
     ctx.attention, ctx.pool_size = attention, list(pool_size)
     ctx.widths = [_pooled_width(x, pool_size) for x in features]
     ctx.shapes = [x.shape for x in features]
     ctx.dtypes = [x.dtype for x in features]
     ctx.channels_last = [_is_channels_last(x) for x in features]
-    ctx.feature_stages = [i for i, needed in enumerate(need_features) if needed]
-    ctx.need_weight, ctx.need_bias, ctx.need_attention = need_weight, need_bias, need_attention
-    ctx.save_for_backward(pooled, weight, bias, attention_weight, attention_bias)
+    ctx.save_for_backward(pooled, *parameters)
+
+
+def _note_needs(ctx: Any, parameters: Sequence[bool], features: Sequence[bool]) -> None:
+    """Which gradients are wanted: of (weight, bias, attention_weight, attention_bias) and of each feature."""
+    ctx.need_weight, ctx.need_bias = parameters[0], parameters[1]
+    ctx.need_attention = parameters[2] or parameters[3]
+    ctx.feature_stages = [i for i, needed in enumerate(features) if needed]
 
 
 def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: Tensor | None) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -134,12 +138,10 @@ def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: 
 
 # --- (a) the raw operator differentiates ---------------------------------------------------------------------------------
 def _raw_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, *_ = inputs
-    wants = lambda t: t is not None and t.requires_grad  # noqa: E731
-    needs = (wants(weight), wants(bias), wants(attention_weight) or wants(attention_bias), [wants(x) for x in features])
-    ctx.set_materialize_grads(False)
+    features, *parameters, attention, pool_size, need_branches, _dtype = inputs
     ctx.need_branches = need_branches
-    _remember(ctx, (attention, pool_size, need_branches, weight, bias, attention_weight, attention_bias, features, needs), output)
+    _note_needs(ctx, [t is not None and t.requires_grad for t in parameters], [x.requires_grad for x in features])
+    _remember(ctx, attention, pool_size, features, output[2], parameters)
 
 
 def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpooled: Tensor | None) -> Any:
@@ -194,14 +196,12 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        attention, pool_size, need_branches, _, weight, bias, aw, ab, *features = inputs
-        y, branches, pooled = output
-        ctx.set_materialize_grads(False)
+        attention, pool_size, need_branches, _dtype, *tensors = inputs
+        _y, branches, pooled = output
         ctx.mark_non_differentiable(*((pooled,) if need_branches else (pooled, branches)))
-        wanted = ctx.needs_input_grad
-        needs = (wanted[4], wanted[5], wanted[6] or wanted[7], wanted[8:])
         ctx.need_branches = need_branches
-        _remember(ctx, (attention, pool_size, need_branches, weight, bias, aw, ab, features, needs), output)
+        _note_needs(ctx, ctx.needs_input_grad[4:8], ctx.needs_input_grad[8:])
+        _remember(ctx, attention, pool_size, tensors[4:], pooled, tensors[:4])
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dbranches: Any, _dpooled: Any) -> Any:

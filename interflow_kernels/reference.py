@@ -52,6 +52,7 @@ def aggregate(scores: Tensor, attention: str, attention_weight: Tensor | None, a
     if attention == "folded":
         y = scores.sum(1)
     elif attention == "classwise":
+        assert attention_weight is not None
         y = (attention_weight * scores).sum(1)
     elif attention == "nxn":
         assert attention_weight is not None

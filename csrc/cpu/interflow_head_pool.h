@@ -7,7 +7,7 @@
 
 namespace interflow::INTERFLOW_ISA {
 
-constexpr int64_t kSlab = 512;  // channels that a pixel-way unit sums at a time: 2-4 KB of sums beside 8 rows in L1
+constexpr int64_t kSlab = 512;  // channels that a pixel-way unit sums at a time: 2-4 KB of sums in L1
 
 // --- runs of elements with stride 1 ----------------------------------------------------------------------------------
 template <class Acc, class T>
@@ -37,40 +37,20 @@ INTERFLOW_INLINE Acc sum_run(const T* p, int64_t n) {
 }
 
 // --- runs of pixels whose channels have stride 1: sums[c] += sum over pixels of p[pixel * stride + c] ----------------
-template <int N, class T>
-INTERFLOW_INLINE auto add_pixels(const T* p, int64_t stride) {
-  auto a = load_pair(p);
-  if constexpr (N > 1) {
-    auto rest = add_pixels<N / 2>(p + (N / 2) * stride, stride);
-    a = add_pixels<N / 2>(p, stride);
-    a.first += rest.first, a.second += rest.second;
-  }
-  return a;
-}
-
-template <int N, class Acc, class T>
-INTERFLOW_INLINE void accumulate_pixels(Acc* sums, const T* p, int64_t stride, int64_t channels) {
-  constexpr int64_t step = 2 * kLanes<Acc>;
-  int64_t c = 0;
-  for (; c + step <= channels; c += step) {
-    auto a = add_pixels<N>(p + c, stride);
-    store(sums + c, load(sums + c) + a.first);
-    store(sums + c + kLanes<Acc>, load(sums + c + kLanes<Acc>) + a.second);
-  }
-  if (c < channels) {
-    for (int k = 0; k < N; ++k) {
-      auto a = load_pair(Padded<step, T>(p + k * stride + c, channels - c).values);
-      store(sums + c, load(sums + c) + a.first);
-      store(sums + c + kLanes<Acc>, load(sums + c + kLanes<Acc>) + a.second);
-    }
-  }
-}
-
+// One pixel after the other, the sums in L1: a single sequential stream. Adding 2, 4 or 8 pixels at once saves loads of the
+// sums but reads as many interleaved streams, which the prefetchers lose (docs/decisions.md).
 template <class Acc, class T>
 void sum_pixels(Acc* sums, const T* p, int64_t pixels, int64_t stride, int64_t channels) {
-  int64_t j = 0;
-  for (; j + 8 <= pixels; j += 8) accumulate_pixels<8>(sums, p + j * stride, stride, channels);
-  for (; j < pixels; ++j) accumulate_pixels<1>(sums, p + j * stride, stride, channels);
+  constexpr int64_t step = 2 * kLanes<Acc>;
+  auto add = [](Acc* to, Pair<Acc> a) {
+    store(to, load(to) + a.first);
+    store(to + kLanes<Acc>, load(to + kLanes<Acc>) + a.second);
+  };
+  for (int64_t j = 0; j < pixels; ++j, p += stride) {
+    int64_t c = 0;
+    for (; c + step <= channels; c += step) add(sums + c, load_pair(p + c));
+    if (c < channels) add(sums + c, load_pair(Padded<step, T>(p + c, channels - c).values));
+  }
 }
 
 // --- one window of one image -----------------------------------------------------------------------------------------

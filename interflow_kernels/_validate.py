@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import ATTENTIONS
+from .reference import ATTENTIONS, autocast_dtype
 
 MAX_STAGES = 16
 LAYOUTS = ("NCHW", "NHWC")
@@ -142,7 +142,7 @@ def feature_dtype(i: int, x: Tensor, weight: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"features[{i}] must be floating point, got {x.dtype}")
     if torch.float64 not in (x.dtype, weight.dtype):
-        if torch.is_autocast_enabled(weight.device.type):
+        if autocast_dtype(weight) is not None:
             return
         if x.dim() == 2 and x.dtype == torch.float32:
             return

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import reference
+
 NAMESPACE = "interflow_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -36,7 +38,7 @@ def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
 
 
 @torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=_library)
-def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype=None):  # type: ignore[no-untyped-def]
+def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
     batch, classes = features[0].shape[0], weight.shape[0]
     width = sum(_pooled_width(x, pool_size) for x in features)
     dtype = weight.dtype if dtype is None else dtype
@@ -235,11 +237,9 @@ def interflow_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
-    dtype = None
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():  # no graph to build
+    dtype = reference.autocast_dtype(weight)
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active():
+        # No graph to build: past autograd's bookkeeping, which costs more than a small head.
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
     else:
         y, branches, _ = _Head.apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
@@ -250,7 +250,7 @@ def interflow_head(
 def _raw_autocast(device: str, key: str) -> Callable[..., Any]:
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def kernel(features, weight, bias, aw, ab, attention, pool_size, need_branches, dtype=None):  # type: ignore[no-untyped-def]
+    def kernel(features, weight, bias, aw, ab, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
         if dtype is None and weight.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         with torch._C._ExcludeDispatchKeyGuard(excluded):

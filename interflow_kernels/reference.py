@@ -18,12 +18,12 @@ ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
 """The attention modes of the public interface. The operator knows one more, "folded": y = sum_i z_i + c, c [K]."""
 
 
-def result_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of y: the autocast dtype where autocast is on (fp64 is left alone), else that of `weight`."""
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of a product with `weight`, None where it is off or leaves the weight alone (fp64)."""
     device = weight.device.type
-    if weight.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
+    if device == "meta" or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def pooled_stage(x: Tensor, pool_size: tuple[int, int]) -> Tensor:
@@ -82,7 +82,7 @@ def interflow_head(
     pool_size: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """features: n of [B, C_i, H_i, W_i] or [B, D_i]; weight [K, D]; bias [n, K] -> y [B, K], Z [B, n, K]."""
-    dtype = result_dtype(weight)
+    dtype = autocast_dtype(weight) or weight.dtype
     cast = [None if t is None else t.to(dtype) for t in (bias, attention_weight, attention_bias)]
     scores = branch_scores(features, weight.to(dtype), cast[0], pool_size)
     return aggregate(scores, attention, cast[1], cast[2]).to(dtype), scores

@@ -81,6 +81,8 @@ def as_nchw(features: Sequence[Tensor], layout: tuple[str, ...], pool_size: tupl
     """Views in [B, C, H, W] (or [B, D_i]) of features that may be [B, H, W, C] or tokens [B, N, C]; nothing is copied."""
     views = []
     for i, (x, order) in enumerate(zip(features, layout, strict=True)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"features[{i}] must be a tensor, got {type(x).__name__}")
         if order == "NHWC" and x.dim() == 4:
             x = x.permute(0, 3, 1, 2)
         elif order == "NHWC" and x.dim() == 3:
@@ -107,24 +109,24 @@ def features(
         raise TypeError(f"features must be a list or tuple of tensors, one for each stage, got {type(given).__name__}")
     if len(given) != num_stages:
         raise ValueError(f"features must have {num_stages} tensors, one for each stage, got {len(given)}")
+    if "NHWC" in layout:
+        given = as_nchw(given, layout, pool_size)
+    batch = None
+    dtype, device = weight.dtype, weight.device
     for i, x in enumerate(given):
         if not isinstance(x, Tensor):
             raise TypeError(f"features[{i}] must be a tensor, got {type(x).__name__}")
-    nhwc = "NHWC" in layout
-    if nhwc:
-        given = as_nchw(given, layout, pool_size)
-    batch = given[0].shape[0] if given[0].dim() else 0
-    dtype, device = weight.dtype, weight.device
-    bins = pool_size[0] * pool_size[1]
-    for i, x in enumerate(given):
-        shape, rank = x.shape, x.dim()
+        shape = x.shape
+        rank = len(shape)
         if rank != 4 and rank != 2:
             expected = "[B, H, W, C], [B, N, C] or [B, D_i]" if layout[i] == "NHWC" else "[B, C, H, W] or, already pooled, [B, D_i]"
             raise ValueError(f"features[{i}] must be {expected} (layout={layout[i]!r}), got shape {tuple(shape)}")
-        if shape[0] != batch:
+        if batch is None:
+            batch = shape[0]
+        elif shape[0] != batch:
             raise ValueError(f"features[{i}] must have the batch of features[0], {batch}, got {shape[0]} (shape {tuple(shape)})")
         if in_channels is not None:
-            width = in_channels[i] if rank == 4 else in_channels[i] * bins
+            width = in_channels[i] if rank == 4 else in_channels[i] * pool_size[0] * pool_size[1]
             if shape[1] != width:
                 what = "channels" if rank == 4 else "pooled values (in_channels * pool_size)"
                 raise ValueError(f"features[{i}] must have {width} {what}, got {shape[1]} (shape {tuple(shape)} as [B, C, ...])")

@@ -66,7 +66,8 @@ class InterflowHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = _validate.positive_ints(in_channels, "in_channels")
-        _validate.stage_count(len(self.in_channels), "in_channels")
+        self.num_stages = len(self.in_channels)  # n
+        _validate.stage_count(self.num_stages, "in_channels")
         self.num_classes = _validate.class_count(num_classes)
         self.attention = _validate.attention_mode(attention)
         self.pool_size = _validate.pair(pool_size, "pool_size")
@@ -94,11 +95,6 @@ class InterflowHead(nn.Module):
         has_bias = attention_bias or attention == "gated"
         self.attention_bias = nn.Parameter(torch.empty(bias_shape, **factory)) if has_bias else None
         self.reset_parameters()
-
-    @property
-    def num_stages(self) -> int:
-        """n."""
-        return len(self.in_channels)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

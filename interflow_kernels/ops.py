@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 
@@ -138,6 +139,22 @@ def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: 
     return parameters, features
 
 
+# --- the operators without the raw road's autograd -----------------------------------------------------------------------
+def _below_autograd(operator: Any, *arguments: Any) -> Any:
+    """Calls an operator where no graph is to be built: past its registered autograd, whose Python costs more than a small head."""
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def _builds_no_graph(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nothing could ask for a derivative, in reverse or forward mode."""
+    if forward_ad._current_level >= 0:
+        return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+
+
 # --- (a) the raw operator differentiates ---------------------------------------------------------------------------------
 def _raw_setup(ctx: Any, inputs: Any, output: Any) -> None:
     features, *parameters, attention, pool_size, need_branches, _dtype = inputs
@@ -167,7 +184,7 @@ class _HeadBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return raw_interflow_head_backward(*args)
+        return _below_autograd(raw_interflow_head_backward, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -194,7 +211,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:
-        return raw_interflow_head(list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+        return _below_autograd(raw_interflow_head, list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -238,9 +255,12 @@ def interflow_head(
 ) -> tuple[Tensor, Tensor | None]:
     """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
     dtype = reference.autocast_dtype(weight)
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active():
-        # No graph to build: past autograd's bookkeeping, which costs more than a small head.
+    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not tracing and torch.is_inference_mode_enabled():  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
+    elif not tracing and _builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
+        arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
+        y, branches, _ = _below_autograd(raw_interflow_head, *arguments)
     else:
         y, branches, _ = _Head.apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
     return y, branches if need_branches else None

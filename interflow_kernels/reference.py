@@ -20,10 +20,10 @@ ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of a product with `weight`, None where it is off or leaves the weight alone (fp64)."""
-    device = weight.device.type
-    if device == "meta" or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if weight.dtype == torch.float64:
         return None
-    return torch.get_autocast_dtype(device)
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
 def pooled_stage(x: Tensor, pool_size: tuple[int, int]) -> Tensor:

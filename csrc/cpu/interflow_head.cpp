@@ -113,9 +113,9 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
 
   // Allocate
   constexpr ScalarType acc_type = wide ? ScalarType::Double : ScalarType::Float;
-  Tensor pooled = torch::stable::new_empty(weight, {batch, plan.width}, acc_type);
-  Tensor y = torch::stable::new_empty(weight, {batch, classes}, out_type);
-  Tensor branches = need_branches ? torch::stable::new_empty(weight, {batch, n, classes}, out_type) : torch::stable::new_empty(weight, {0}, out_type);
+  Tensor pooled = new_tensor(weight, {batch, plan.width}, acc_type);
+  Tensor y = new_tensor(weight, {batch, classes}, out_type);
+  Tensor branches = need_branches ? new_tensor(weight, {batch, n, classes}, out_type) : new_tensor(weight, {0}, out_type);
   if (batch == 0) return {y, branches, pooled};
   std::unique_ptr<Acc[]> partial(sizes.partial ? new Acc[size_t(sizes.partial)] : nullptr);
   std::unique_ptr<std::atomic<int>[]> arrivals(sizes.arrivals ? new std::atomic<int>[size_t(sizes.arrivals)]() : nullptr);

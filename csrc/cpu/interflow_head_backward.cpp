@@ -65,11 +65,11 @@ void Backward<Acc>::compute_dscores() {
     GateBackwardParams<Acc> P{batch, classes, int(n), scores.get(), dy, dbranches, attention.weight.data(), attention.bias.data(),
                               own_dscores.get(), gate_dmatrix.get(), gate_doffset.get()};
     const auto& kernels = head_kernels().typed<Acc>();
-    parallel_tickets(batch, worthwhile, [&](int64_t b) { kernels.gate_backward(P, b); });
+    parallel_tickets(batch, worthwhile, 1, [&](int64_t b) { kernels.gate_backward(P, b); });
     return;
   }
   const Aggregation<Acc>& a = attention.a;
-  parallel_tickets(batch, worthwhile, [&](int64_t b) {
+  parallel_tickets(batch, worthwhile, 1, [&](int64_t b) {
     for (int64_t i = 0; i < n; ++i) {
       Acc* out = own_dscores.get() + (b * n + i) * classes;
       const Acc* in = dy + b * classes;
@@ -99,7 +99,7 @@ void Backward<Acc>::pooled_gradient(Acc* dpooled, const std::vector<int64_t>& st
   PooledGradientParams<Acc> P{batch, width, classes, int(n), dscores, weight, weight_dtype, dpooled};
   int64_t image_blocks = (batch + images - 1) / images;
   const auto& kernels = head_kernels().typed<Acc>();
-  parallel_tickets(int64_t(tasks.size()) * image_blocks, batch * width * classes > kSerialProducts, [&](int64_t ticket) {
+  parallel_tickets(int64_t(tasks.size()) * image_blocks, batch * width * classes > kSerialProducts, 1, [&](int64_t ticket) {
     const Task& t = tasks[size_t(ticket / image_blocks)];
     int64_t b = ticket % image_blocks * images;
     kernels.pooled_gradient(P, t.stage, t.d0, t.d1, b, std::min(b + images, batch));
@@ -112,7 +112,7 @@ void Backward<Acc>::weight_gradient(void* dweight, Acc* da) const {
   WeightGradientParams<Acc> P{batch, width, classes, int(n), columns, dscores, n * classes, classes, pooled, weight, weight_dtype, {nullptr, 0, 0}, dweight, da};
   if (dy && !dbranches && !attention.gated()) P.u = dy, P.u_image = classes, P.u_stage = 0, P.scale = attention.a;
   const auto& kernels = head_kernels().typed<Acc>();
-  parallel_tickets((classes + rows - 1) / rows, batch * width * classes > kSerialProducts,
+  parallel_tickets((classes + rows - 1) / rows, batch * width * classes > kSerialProducts, 1,
                    [&](int64_t ticket) { kernels.weight_gradient(P, ticket * rows, std::min((ticket + 1) * rows, classes)); });
 }
 

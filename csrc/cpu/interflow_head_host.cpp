@@ -111,7 +111,7 @@ void run_product(const ProductParams<Acc>& P) {
   constexpr int64_t rows = 24, images = 64;  // 24 rows of W (135 KB at D = 1408) stay in L2 while the images pass
   int64_t row_blocks = (P.classes + rows - 1) / rows, image_blocks = (P.batch + images - 1) / images;
   const auto& kernels = head_kernels().typed<Acc>();
-  parallel_tickets(row_blocks * image_blocks, P.batch * P.width * P.classes > kSerialProducts, [&](int64_t ticket) {
+  parallel_tickets(row_blocks * image_blocks, P.batch * P.width * P.classes > kSerialProducts, 1, [&](int64_t ticket) {
     int64_t k = ticket / image_blocks * rows, b = ticket % image_blocks * images;
     kernels.product(P, k, std::min(k + rows, P.classes), b, std::min(b + images, P.batch));
   });

@@ -58,7 +58,6 @@ def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, att
         return weight.new_empty(t.shape if needed else (0,), dtype=t.dtype)
 
     dtype = _accumulation_dtype(weight)
-    need_attention = need_attention and attention_weight is not None
     return (
         weight.new_empty(pooled.shape if len(feature_stages) else (0,), dtype=pooled.dtype),
         like(weight, need_weight, dtype),
@@ -129,12 +128,11 @@ def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: 
         parts = dp.split(ctx.widths, 1)
         for i in ctx.feature_stages:
             features[i] = _feature_gradient(parts[i], ctx.shapes[i], ctx.dtypes[i], ctx.channels_last[i], ctx.pool_size)
-    has_attention = ctx.need_attention and attention_weight is not None
     parameters = [
         dw if ctx.need_weight else None,
         db if ctx.need_bias and bias is not None else None,
-        daw if has_attention else None,
-        dab if has_attention and attention_bias is not None else None,
+        daw if ctx.need_attention and attention_weight is not None else None,
+        dab if ctx.need_attention and attention_bias is not None else None,
     ]
     return parameters, features
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interflow_kernels import AuxiliaryHeads, FusedInterflowHead, InterflowHead, interflow_head
 
@@ -140,6 +141,28 @@ def test_auxiliary_heads():
         heads.loss(torch.randn(2, 5), torch.tensor([0, 1]))
 
 
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_computed_before_raising():
+    head = FusedInterflowHead((4, 8), 5)
+    for features in ([X1, X2[:, :7]], [X1, X2.double()], [X1, X2[:1]], [X1]):
+        for call in (head, lambda x: interflow_head(x, head.weight, head.bias, head.attention_weight)):
+            with Counted() as counted, pytest.raises((ValueError, TypeError)):
+                call(features)
+            assert counted.operators == []
+    with Counted() as counted:
+        head([X1, X2])
+    assert counted.operators  # the counter counts
+
+
 FUZZ = """
 import itertools, torch
 import interflow_kernels
@@ -155,7 +178,7 @@ bad = dict(
     attention_weight=[None, torch.randn(2), torch.randn(3, 3), torch.tensor(1.0)],
     attention_bias=[torch.randn(1), torch.randn(5)],
     attention=["", "mean", "gated"],
-    pool_size=[[0, 1], [-1, -1], [2, 2]],
+    pool_size=[[0, 1], [-1, -1], [2, 2], [2**32, 2**32], [2**62, 1]],
     dtype=[torch.int32],
 )
 count = 0
@@ -170,11 +193,22 @@ with torch.inference_mode():
                 count += 1
             else:
                 raise SystemExit(f"{name} = {value} did not raise")
+    wide = [t.contiguous(memory_format=torch.channels_last) for t in x]
+    for pool_size in ([2**32, 2**32], [2**63 - 1, 2]):  # products that do not fit into 64 bits
+        for weight in (torch.randn(5, 0), torch.randn(5, 12)):
+            try:
+                raw(**{**good, "features": wide, "weight": weight, "pool_size": pool_size})
+            except RuntimeError as error:
+                assert "interflow_head: " in str(error), error
+                count += 1
+            else:
+                raise SystemExit(f"pool_size {pool_size} did not raise")
     p, dy, dz = torch.randn(2, 12), torch.randn(2, 5), torch.randn(2, 2, 5)
     good = dict(dy=dy, dbranches=dz, pooled=p, weight=good["weight"], bias=good["bias"], attention_weight=torch.eye(2), attention_bias=None,
                 attention="nxn", widths=[4, 8], feature_stages=[0, 1], need_weight=True, need_bias=True, need_attention=True)
     bad = dict(dy=[torch.randn(2, 4), torch.randn(5), torch.randn(3, 5)], dbranches=[torch.randn(2, 5), torch.randn(2, 5, 2)],
-               pooled=[torch.randn(2, 11), torch.randn(12), p.double()], widths=[[], [12], [4, 9], [1] * 17], feature_stages=[[2], [-1]],
+               pooled=[torch.randn(2, 11), torch.randn(12), p.double()], widths=[[], [12], [4, 9], [1] * 17, [-400000, 400012], [400012, -400000]],
+               feature_stages=[[2], [-1]],
                weight=[torch.randn(5, 11)], attention=["x"], bias=[torch.randn(5)])
     back(**good)
     for name, values in bad.items():
@@ -193,4 +227,4 @@ print(count)
 def test_malformed_raw_calls_raise_and_never_crash():
     done = subprocess.run([sys.executable, "-c", FUZZ], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert int(done.stdout) > 40
+    assert int(done.stdout) > 45

@@ -68,6 +68,12 @@ def test_gradcheck(attention, road):
     assert torch.autograd.gradcheck(run, (*maps, *tensors))
 
 
+def test_gradcheck_of_the_folded_form():
+    maps = [x.requires_grad_() for x in head_inputs(HeadCase(batch=2, maps=((3, 4, 3), (2, 2, 2)), dtype=torch.float64))]
+    weight, bias, c = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (2, 3), (3,)))
+    assert torch.autograd.gradcheck(lambda *t: raw(list(t[:2]), t[2], t[3], None, t[4], "folded", [1, 1], True, None)[:2], (*maps, weight, bias, c))
+
+
 @pytest.mark.parametrize("pool_size", [(2, 2), (3, 1)])
 def test_gradcheck_of_windows(pool_size):
     case = HeadCase(batch=2, maps=((3, 4, 3), (2, 5, 2)), classes=3, attention="1xn", dtype=torch.float64, pool_size=pool_size)

@@ -69,10 +69,13 @@ Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t 
     STD_TORCH_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
     STD_TORCH_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
     s.column = plan.width;
+    int64_t bins, width;
+    STD_TORCH_CHECK(!__builtin_mul_overflow(s.bins_h, s.bins_w, &bins) && !__builtin_mul_overflow(s.channels, bins, &width) &&
+                        !__builtin_add_overflow(plan.width, width, &plan.width),
+                    kHead, ": pool_size must give fewer than 2^63 pooled values, got ", s.bins_h, " x ", s.bins_w, " for ", s.channels, " channels");
     StagePlan& stage = plan.stages[i] = plan_stage(s, element_size(s.dtype));
     stage.first_unit = plan.units;
     plan.units += stage.parts * plan.batch;
-    plan.width += s.channels * s.bins_h * s.bins_w;
     sizes.bytes += plan.batch * s.channels * s.height * s.width * element_size(s.dtype);
     if (stage.partial < 0) continue;
     stage.partial = sizes.partial;

@@ -133,7 +133,7 @@ void Backward<Acc>::add_da_from_scores(Acc* da) const {
       for (int64_t k = 0; k < classes; ++k) da[i * classes + k] += dy[b * classes + k] * scores[size_t((b * n + i) * classes + k)];
 }
 
-// dA [n, K] and dy [B, K] -> gradients in the shapes of the parameters.
+// dA [n, K] and dy [B, K] -> gradients in the shapes of the parameters, those that there are.
 template <class Acc>
 void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const {
   if (attention.gated()) {
@@ -143,7 +143,7 @@ void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) 
     }
     return;
   }
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; dweight && i < n; ++i) {
     if (attention.mode == Attention::Classwise) {
       std::copy(da + i * classes, da + (i + 1) * classes, dweight + i * classes);
       continue;
@@ -171,7 +171,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
                                                        bool need_bias, bool need_attention) {
   constexpr ScalarType acc_type = sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float;
   int64_t n = int64_t(widths.size()), width = 0;
-  for (int64_t w : widths) width += w;
+  for (int64_t w : widths) {
+    STD_TORCH_CHECK(w >= 0 && !__builtin_add_overflow(width, w, &width), kBackward, ": widths must be at least 0 and add up to fewer than 2^63, got ", w);
+  }
 
   // Check
   check_parameters(weight, bias, n, width);
@@ -182,7 +184,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   if (dbranches) check_shape(*dbranches, {batch, n, classes}, kBackward, "dbranches");
   for (int64_t i : feature_stages) STD_TORCH_CHECK(i >= 0 && i < n, kBackward, ": feature_stages must be of 0 to ", n - 1, ", got ", i);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
-  need_attention = need_attention && attention_weight.has_value();
   Values<Acc> biases(bias), dy_values(dy), dbranches_values(dbranches);
   Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
   Tensor columns = pooled.is_contiguous() ? pooled : torch::stable::contiguous(pooled);
@@ -197,9 +198,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   Tensor dpooled = output(!feature_stages.empty(), pooled, acc_type);
   Tensor dweight = output(need_weight, weight, weight.scalar_type());
   // Small gradients are summed in Acc and rounded once, below.
-  bool with_bias = need_bias && bias, with_attention_bias = need_attention && attention_bias;
+  bool with_bias = need_bias && bias, with_attention_weight = need_attention && attention_weight, with_attention_bias = need_attention && attention_bias;
   Tensor dbias = output(with_bias, bias ? *bias : weight, acc_type);
-  Tensor dattention_weight = output(need_attention, attention_weight ? *attention_weight : weight, acc_type);
+  Tensor dattention_weight = output(with_attention_weight, attention_weight ? *attention_weight : weight, acc_type);
   Tensor dattention_bias = output(with_attention_bias, attention_bias ? *attention_bias : weight, acc_type);
   auto round = [](const Tensor& t, const OptionalTensor& like) { return like && like->scalar_type() != t.scalar_type() ? torch::stable::to(t, like->scalar_type()) : t; };
   auto results = [&] {
@@ -219,16 +220,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   for (int64_t i = 0; i < n; begin += widths[size_t(i++)]) back.columns[i] = {begin, begin + widths[size_t(i)]};
 
   // The gradient of Z
-  bool through_attention = need_attention && dy;
-  if (dy && (attention.gated() || (through_attention && dbranches))) back.recompute_scores();
+  bool with_da = with_attention_weight && dy && !attention.gated();
+  if (dy && (attention.gated() || (with_da && dbranches))) back.recompute_scores();
   back.compute_dscores();
 
   // Each gradient from it
   if (!feature_stages.empty()) back.pooled_gradient(data(dpooled), feature_stages);
   if (need_bias && bias) back.bias_gradient(data(dbias));
   Buffer<Acc> da;
-  bool da_from_products = through_attention && !attention.gated() && !dbranches;
-  if (through_attention && !attention.gated()) da.reset(new Acc[size_t(n * classes)]);
+  bool da_from_products = with_da && !dbranches;
+  if (with_da) da.reset(new Acc[size_t(n * classes)]);
   if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
   if (da_from_products && bias) {
     for (int64_t k = 0; k < classes; ++k) {
@@ -239,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   } else if (da && dbranches) {
     back.add_da_from_scores(da.get());
   }
-  if (through_attention) {
-    back.attention_gradient(data(dattention_weight), attention_bias ? data(dattention_bias) : nullptr, da.get());
-  } else if (need_attention) {
+  if (dy && need_attention) {
+    back.attention_gradient(with_attention_weight ? data(dattention_weight) : nullptr, with_attention_bias ? data(dattention_bias) : nullptr, da.get());
+  } else {
     torch::stable::zero_(dattention_weight);
     torch::stable::zero_(dattention_bias);
   }

@@ -65,36 +65,25 @@ INTERFLOW_INLINE Window window(const Stage& s, int64_t bin) {
   return {i * s.height / s.bins_h, ((i + 1) * s.height + s.bins_h - 1) / s.bins_h, j * s.width / s.bins_w, ((j + 1) * s.width + s.bins_w - 1) / s.bins_w};
 }
 
-template <class Acc, class T>
-void pool_planes(const PoolPlan& plan, const StagePlan& stage, int64_t image, int64_t part, Acc* pooled) {
+// Channel after channel, window after window: rows with stride 1 (Planes), or any stride.
+template <class Acc, class T, Way way>
+void pool_rows(const PoolPlan& plan, const StagePlan& stage, int64_t image, int64_t part, Acc* pooled) {
   const Stage& s = stage.map;
   const T* base = static_cast<const T*>(s.data) + image * s.stride_b;
   int64_t bins = s.bins_h * s.bins_w, last = std::min(s.channels, (part + 1) * stage.part_size);
   for (int64_t c = part * stage.part_size; c < last; ++c) {
     for (int64_t bin = 0; bin < bins; ++bin) {
       Window w = window(s, bin);
-      const T* p = base + c * s.stride_c + w.h0 * s.stride_h + w.w0;
+      const T* p = base + c * s.stride_c + w.h0 * s.stride_h + w.w0 * s.stride_w;
       Acc sum = 0;
-      for (int64_t h = w.h0; h < w.h1; ++h, p += s.stride_h) sum += sum_run<Acc>(p, w.w1 - w.w0);
-      pooled[image * plan.width + s.column + c * bins + bin] = sum / Acc(w.count());
-    }
-  }
-}
-
-template <class Acc, class T>
-void pool_strided(const PoolPlan& plan, const StagePlan& stage, int64_t image, int64_t part, Acc* pooled) {
-  const Stage& s = stage.map;
-  const T* base = static_cast<const T*>(s.data) + image * s.stride_b;
-  int64_t bins = s.bins_h * s.bins_w, last = std::min(s.channels, (part + 1) * stage.part_size);
-  for (int64_t c = part * stage.part_size; c < last; ++c) {
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      Window w = window(s, bin);
-      Acc sum = 0;
-      for (int64_t h = w.h0; h < w.h1; ++h) {
-        const T* p = base + c * s.stride_c + h * s.stride_h;
-        Acc row = 0;
-        for (int64_t x = w.w0; x < w.w1; ++x) row += Acc(p[x * s.stride_w]);
-        sum += row;
+      for (int64_t h = w.h0; h < w.h1; ++h, p += s.stride_h) {
+        if constexpr (way == Way::Planes) {
+          sum += sum_run<Acc>(p, w.w1 - w.w0);
+        } else {
+          Acc row = 0;
+          for (int64_t x = 0; x < w.w1 - w.w0; ++x) row += Acc(p[x * s.stride_w]);
+          sum += row;
+        }
       }
       pooled[image * plan.width + s.column + c * bins + bin] = sum / Acc(w.count());
     }
@@ -153,9 +142,9 @@ template <class Acc, class T>
 void pool_typed(const PoolPlan& plan, const StagePlan& stage, int64_t image, int64_t part) {
   Acc* pooled = static_cast<Acc*>(plan.pooled);
   switch (stage.way) {
-    case Way::Planes: return pool_planes<Acc, T>(plan, stage, image, part, pooled);
+    case Way::Planes: return pool_rows<Acc, T, Way::Planes>(plan, stage, image, part, pooled);
     case Way::Pixels: return pool_pixels<Acc, T>(plan, stage, image, part, pooled);
-    case Way::Strided: return pool_strided<Acc, T>(plan, stage, image, part, pooled);
+    case Way::Strided: return pool_rows<Acc, T, Way::Strided>(plan, stage, image, part, pooled);
   }
 }
 

@@ -1,0 +1,53 @@
+"""`make wheel`: builds sdist and wheel, installs the wheel in a fresh environment beside torch alone, imports it and runs the head."""
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+USE = """
+import sys, torch, interflow_kernels as ik
+assert ".wheelcheck" in ik.__file__, ik.__file__
+maps = [torch.randn(2, c, s, s, requires_grad=True) for c, s in ((8, 6), (16, 3))]
+head = ik.FusedInterflowHead((8, 16), 5)
+with ik.backend("native"):
+    y = head(maps)
+y.sum().backward()
+assert torch.allclose(y, head.to_eager()(maps), atol=1e-5)
+print(f"wheel: the fused head runs beside torch {torch.__version__}, numpy {'present' if 'numpy' in sys.modules else 'not imported'}")
+"""
+
+
+def run(*command: str) -> None:
+    print("$", *command, flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def main() -> None:
+    dist = ROOT / "dist"
+    for old in dist.glob("interflow_kernels-*"):
+        old.unlink()
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
+    (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    inside = zipfile.ZipFile(wheel).namelist()
+    for name in ("interflow_kernels/_cpu.abi3.so", "interflow_kernels/py.typed", "interflow_vision/digits.yaml", "interflow_vision/cli.py"):
+        assert name in inside, f"{name} is not in {wheel.name}"
+    with tarfile.open(source) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("csrc/library.cpp", "csrc/cpu/vector.h", "setup.py", "constraints.txt", "LICENSE", "tests/conftest.py"):
+        assert name in packed, f"{name} is not in {source.name}"
+    with tempfile.TemporaryDirectory(suffix=".wheelcheck") as folder:
+        venv.create(folder, with_pip=True)
+        python = str(Path(folder) / "bin" / "python")
+        run(python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), "torch")
+        run(python, "-m", "pip", "install", "-q", "--no-deps", str(wheel))
+        subprocess.run([python, "-c", USE], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,13 +6,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "interflow_head.h"
+#include "dtype.h"
 
 namespace interflow {
 
@@ -46,10 +45,8 @@ inline ScalarType scalar_type_of(DType dtype) {
   }
 }
 
-// A new contiguous tensor on the device of `like`: straight through the shim, a third of the dispatcher's cost.
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+// A new tensor on the device of `like`: straight through the shim, a third of the dispatcher's cost.
+inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, ScalarType type) {
   int32_t device = 0, index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
@@ -59,6 +56,19 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   return Tensor(handle);
 }
 
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+  return new_strided(like, shape, strides, type);
+}
+
+// [B, C, H, W] in channels_last or contiguous memory.
+inline Tensor new_map(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width, bool channels_last, ScalarType type) {
+  if (!channels_last) return new_tensor(like, {batch, channels, height, width}, type);
+  int64_t c = std::max<int64_t>(channels, 1), h = std::max<int64_t>(height, 1), w = std::max<int64_t>(width, 1);
+  return new_strided(like, {batch, channels, height, width}, {c * h * w, 1, c * w, c}, type);
+}
+
 inline void check_shape(const Tensor& t, const std::vector<int64_t>& shape, const char* op, const char* name) {
   bool same = t.dim() == int64_t(shape.size());
   for (size_t i = 0; same && i < shape.size(); ++i) same = t.size(int64_t(i)) == shape[i];
@@ -66,23 +76,6 @@ inline void check_shape(const Tensor& t, const std::vector<int64_t>& shape, cons
   std::string expected = "[";
   for (size_t i = 0; i < shape.size(); ++i) expected += (i ? ", " : "") + std::to_string(shape[i]);
   STD_TORCH_CHECK(false, op, ": ", name, " must be ", expected, "], got ", shape_text(t));
-}
-
-// Runs f(i) for i in [0, count) on all threads; results must not depend on which thread takes which i. Each takes `run`
-// neighbouring indices at a time: long enough for a sequential stream through memory, short enough to even out the threads.
-template <class F>
-void parallel_tickets(int64_t count, bool worthwhile, int64_t longest_run, const F& f) {
-  int64_t threads = worthwhile && count > 1 ? std::min<int64_t>(count, torch::stable::get_num_threads()) : 1;
-  if (threads == 1) {
-    for (int64_t i = 0; i < count; ++i) f(i);
-    return;
-  }
-  int64_t run = std::clamp<int64_t>(count / (threads * 8), 1, longest_run);
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(run, std::memory_order_relaxed)) < count;)
-      for (int64_t end = std::min(i + run, count); i < end; ++i) f(i);
-  });
 }
 
 }  // namespace interflow

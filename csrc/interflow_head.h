@@ -9,11 +9,11 @@
 #pragma once
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace interflow {
 
 constexpr int kMaxStages = 16;
-
-enum class DType : uint8_t { F32, F64, BF16, F16 };
 
 // What y is, given Z. All but Gated are linear: y[b,k] = sum_i A[i,k] Z[b,i,k] + c[k].
 enum class Attention : uint8_t { Hard, OneByN, NByN, Classwise, Gated, Folded };

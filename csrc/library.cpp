@@ -17,4 +17,14 @@ STABLE_TORCH_LIBRARY(interflow_kernels, m) {
       "Tensor? attention_weight, Tensor? attention_bias, str attention, int[] widths, int[] feature_stages, "
       "bool need_weight, bool need_bias, bool need_attention) "
       "-> (Tensor dpooled, Tensor dweight, Tensor dbias, Tensor dattention_weight, Tensor dattention_bias)");
+
+  // u [B, C, H, W]; shift [C] in u's dtype or fp32. max_pool: whether m is wanted; need_mask: whether backward will be.
+  // -> m [B, C, H/2, W/2] in u's dtype, channels_last where u's channels have stride 1, or [0]; p [B, C] in fp32 (fp64 for
+  // fp64 u); mask [bytes] uint8, see stage_tap.h, or [0].
+  m.def("stage_tap(Tensor u, Tensor? shift, bool max_pool, bool need_mask) -> (Tensor m, Tensor p, Tensor mask)");
+  // dm [B, C, H/2, W/2] in u's dtype and dp [B, C] as p, any strides, each may be missing; like: any tensor of u's shape and dtype,
+  // never read; channels_last: of u and du. -> du [B, C, H, W], dshift [C] as p or [0].
+  m.def(
+      "stage_tap_backward(Tensor? dm, Tensor? dp, Tensor mask, Tensor like, bool max_pool, bool channels_last, bool need_shift) "
+      "-> (Tensor du, Tensor dshift)");
 }

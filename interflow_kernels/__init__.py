@@ -2,7 +2,18 @@
 
 from ._backend import backend
 from ._version import __version__
-from .functional import interflow_head
-from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead
+from .functional import interflow_head, stage_tap
+from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, TapConv2d
 
-__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "__version__", "backend", "interflow_head"]
+__all__ = [
+    "AuxiliaryHeads",
+    "FoldedInterflowHead",
+    "FusedInterflowHead",
+    "InterflowHead",
+    "StageTap",
+    "TapConv2d",
+    "__version__",
+    "backend",
+    "interflow_head",
+    "stage_tap",
+]

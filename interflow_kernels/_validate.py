@@ -192,3 +192,26 @@ def parameters(
             raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}, got {tensor.dtype}")
         if tensor.device != weight.device:
             raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {tensor.device}")
+
+
+def tap(u: Any, shift: Any) -> None:
+    """u [B, C, H, W] floating and not empty in H or W; shift [C] in u's dtype or fp32, on u's device, or None."""
+    if not isinstance(u, Tensor):
+        raise TypeError(f"u must be a tensor, got {type(u).__name__}")
+    shape = u.shape
+    if len(shape) != 4:
+        raise ValueError(f"u must be [B, C, H, W], got shape {tuple(shape)}")
+    if not u.is_floating_point():
+        raise TypeError(f"u must be floating point, got {u.dtype}")
+    if shape[2] == 0 or shape[3] == 0:
+        raise ValueError(f"u must have H and W of at least 1, got shape {tuple(shape)} as [B, C, H, W]")
+    if shift is None:
+        return
+    if not isinstance(shift, Tensor):
+        raise TypeError(f"shift must be a tensor or None, got {type(shift).__name__}")
+    if shift.dim() != 1 or shift.shape[0] != shape[1]:
+        raise ValueError(f"shift must be [C] with the {shape[1]} channels of u, got shape {tuple(shift.shape)}")
+    if shift.dtype is not u.dtype and shift.dtype is not torch.float32:
+        raise TypeError(f"shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+    if shift.device != u.device:
+        raise ValueError(f"shift must be on the device of u, {u.device}, got {shift.device}")

@@ -67,3 +67,29 @@ def interflow_head(
         return y
     assert branches is not None
     return y, branches
+
+
+def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) -> tuple[Tensor | None, Tensor]:
+    """The end of a convolutional stage in one pass: bias, ReLU, 2x2 max-pool, and the mean that a head pools.
+
+        v = relu(u + shift)                    each step rounded to u's dtype; never written to memory
+        m = max_pool2d(v, 2, 2)                [B, C, H // 2, W // 2]; None for max_pool=False
+        p = mean of v over H, W                [B, C]
+
+    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype and memory format and, on the
+    same u and device, the bits of PyTorch's own composition; p is fp32 (fp64 for fp64 u) and sums in one order, whatever the
+    batch or the thread count. The last row or column of an odd size counts in p, not in m; of H or W = 1, m is empty.
+
+    Dtypes: fp32, fp64, bf16, fp16; shift in u's dtype or fp32, rounded to u's. Autocast changes nothing.
+
+    For backward at most one byte a window is kept (one bit an element without max-pool), nothing else; u may be freed. NaN
+    and -0 behave as in PyTorch: relu keeps both, the first maximum of a window takes the gradient, with NaN the last NaN.
+    Differentiable once in u and shift; a second differentiation raises NotImplementedError.
+
+    Raises ValueError or TypeError, naming the argument, what was expected and what came.
+    """
+    _validate.tap(u, shift)
+    max_pool = bool(max_pool)
+    if _backend.select(u.device.type) == "eager":
+        return reference.stage_tap(u, shift, max_pool)
+    return ops.stage_tap(u, shift, max_pool)

@@ -1,10 +1,16 @@
-"""The definition of the Interflow head in plain PyTorch: short, slow, fp64-capable. Everything else is tested against it.
+"""The definitions of the operators in plain PyTorch: short, slow, fp64-capable. Everything else is tested against them.
+
+The head:
 
     p_i = flatten(adaptive_avg_pool2d(x_i, (Sh, Sw)))     [B, D_i]     pooled
     z_i = p_i W_i^T + b_i                                 [B, K]       branch scores, Z = stack(z_i): [B, n, K]
     y   = attention(Z)                                    [B, K]       logits
 
 B batch, n stages, C_i, H_i, W_i of stage i, (Sh, Sw) pooled size, D_i = C_i * Sh * Sw, D = sum D_i, K classes.
+The end of a stage, on the last convolution's output u [B, C, H, W] and its bias shift [C]:
+
+    v = relu(u + shift),  m = max_pool2d(v, 2, 2) [B, C, H/2, W/2],  p = mean of v over H, W [B, C]
+
 Source: Z. Cai, "Interflow: Aggregating Multi-layer Feature Mappings with Attention Mechanism", arXiv 2106.14073.
 """
 
@@ -86,3 +92,14 @@ def interflow_head(
     cast = [None if t is None else t.to(dtype) for t in (bias, attention_weight, attention_bias)]
     scores = branch_scores(features, weight.to(dtype), cast[0], pool_size)
     return aggregate(scores, attention, cast[1], cast[2]).to(dtype), scores
+
+
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> tuple[Tensor | None, Tensor]:
+    """u [B, C, H, W], shift [C] or None -> m [B, C, H // 2, W // 2] or None, p [B, C] in fp32 (fp64 for fp64 u)."""
+    v = F.relu(u if shift is None else u + shift.to(u.dtype)[:, None, None])
+    p = v.mean((2, 3), dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
+    if not max_pool:
+        return None, p
+    if min(u.shape[2:]) < 2:  # PyTorch's max-pool raises: no window is complete
+        return v[:, :, : u.shape[2] // 2, : u.shape[3] // 2], p
+    return F.max_pool2d(v, 2, 2), p

@@ -53,8 +53,6 @@ StagePlan plan_stage(Stage s, int64_t element) {
   return plan;
 }
 
-int64_t element_size(DType dtype) { return dtype == DType::F64 ? 8 : dtype == DType::F32 ? 4 : 2; }
-
 struct Sizes {
   int64_t partial = 0, arrivals = 0, bytes = 0;
 };

@@ -1,5 +1,5 @@
 // The gated attention: g = softmax_i(sum_j M_ij z_j + c_i), y = sum_i g_i z_i, a vector of classes at a time.
-// Source: the table of attention modes in docs/attention.md; with dg_i = dy z_i, ds_i = g_i (dg_i - sum_l g_l dg_l) = dy g_i (z_i - y),
+// Ours, see the table in interflow_kernels/reference.py; with dg_i = dy z_i, ds_i = g_i (dg_i - sum_l g_l dg_l) = dy g_i (z_i - y),
 // dz_i = dy g_i + sum_l M_li ds_l, dM_ij = sum ds_i z_j, dc_i = sum ds_i.
 
 namespace interflow::INTERFLOW_ISA {

@@ -4,21 +4,15 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <cstdlib>
-#include <cstring>
+#include "isa.h"
 
 namespace interflow {
 
 const HeadKernels& head_kernels() {
-  static const HeadKernels& chosen = []() -> const HeadKernels& {
 #if defined(__x86_64__)
-    const char* asked = std::getenv("INTERFLOW_CPU_ISA");
-    bool narrow = asked && std::strcmp(asked, "baseline") == 0;
-    if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return head_kernels_avx2;
+  if (use_avx2()) return head_kernels_avx2;
 #endif
-    return head_kernels_baseline;
-  }();
-  return chosen;
+  return head_kernels_baseline;
 }
 
 Attention attention_of(const std::string& name) {

@@ -4,6 +4,7 @@
 
 #include "host.h"
 #include "interflow_head_kernels.h"
+#include "parallel.h"
 
 namespace interflow {
 
@@ -11,8 +12,7 @@ constexpr const char* kHead = "interflow_head";
 
 Attention attention_of(const std::string& name);
 
-// Work below this many bytes or multiplications runs on the calling thread: a parallel region costs more.
-constexpr int64_t kSerialBytes = 1 << 15;
+// Products of fewer multiplications run on the calling thread.
 constexpr int64_t kSerialProducts = 1 << 16;
 
 // A small tensor as contiguous Acc: its own memory where it is that already, else a copy.

@@ -24,6 +24,28 @@ typedef uint32_t U32x8 __attribute__((vector_size(32)));
 typedef uint16_t U16x8 __attribute__((vector_size(16)));
 
 #define INTERFLOW_INLINE inline __attribute__((always_inline))
+#define INTERFLOW_LAMBDA __attribute__((always_inline))
+
+// What comparisons of Vec<Acc> give: all bits of a lane or none.
+template <class Acc>
+using Lanes = decltype(Vec<Acc>{} < Vec<Acc>{});
+
+template <class Acc>
+INTERFLOW_INLINE Lanes<Acc> lane_numbers() {
+  if constexpr (sizeof(Acc) == 4)
+    return Lanes<Acc>{0, 1, 2, 3, 4, 5, 6, 7};
+  else
+    return Lanes<Acc>{0, 1, 2, 3};
+}
+
+template <int... I, class V>
+INTERFLOW_INLINE V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){I...});
+#endif
+}
 
 template <class To, class From>
 INTERFLOW_INLINE To bits(From from) {
@@ -86,19 +108,62 @@ constexpr int pair_position(int j) {
   return std::is_same_v<T, BFloat16> ? j % 2 * 8 + j / 2 : j;
 }
 
+// Elements 0, 2, 4, ... as first, 1, 3, 5, ... as second, each in order.
+template <class T>
+INTERFLOW_INLINE auto load_split(const T* p) {
+  using Acc = decltype(load(p)[0] + 0);
+  Vec<Acc> a = load(p), b = load(p + kLanes<Acc>);
+  if constexpr (sizeof(Acc) == 4)
+    return Pair<Acc>{shuffle<0, 2, 4, 6, 8, 10, 12, 14>(a, b), shuffle<1, 3, 5, 7, 9, 11, 13, 15>(a, b)};
+  else
+    return Pair<Acc>{shuffle<0, 2, 4, 6>(a, b), shuffle<1, 3, 5, 7>(a, b)};
+}
+INTERFLOW_INLINE Pair<float> load_split(const BFloat16* p) { return load_pair(p); }
+
+// The inverse: first[0], second[0], first[1], ... as two vectors in order.
+template <class Acc>
+INTERFLOW_INLINE Pair<Acc> interleave(Vec<Acc> first, Vec<Acc> second) {
+  if constexpr (sizeof(Acc) == 4)
+    return {shuffle<0, 8, 1, 9, 2, 10, 3, 11>(first, second), shuffle<4, 12, 5, 13, 6, 14, 7, 15>(first, second)};
+  else
+    return {shuffle<0, 4, 1, 5>(first, second), shuffle<2, 6, 3, 7>(first, second)};
+}
+
+// At most kMost bytes (a power of two), in halving pieces: a call of memcpy costs more.
+template <int64_t kMost>
+INTERFLOW_INLINE void copy_few(void* to, const void* from, int64_t bytes) {
+  if (bytes == kMost) {
+    __builtin_memcpy(to, from, kMost);
+    return;
+  }
+  char* t = static_cast<char*>(to);
+  const char* f = static_cast<const char*>(from);
+  if constexpr (kMost > 1) {
+    constexpr int64_t piece = kMost / 2;
+    if (bytes >= piece) {
+      __builtin_memcpy(t, f, piece);
+      t += piece, f += piece, bytes -= piece;
+    }
+    if (bytes > 0) copy_few<piece>(t, f, bytes);
+  }
+}
+
 // The first n < N elements of p, zeros behind them: what a full load would give where nothing lies beyond.
 template <int N, class T>
 struct Padded {
   T values[N];
   INTERFLOW_INLINE Padded(const T* p, int64_t n) {
     __builtin_memset(values, 0, sizeof values);
-    __builtin_memcpy(values, p, n * sizeof(T));
+    copy_few<int64_t(sizeof values)>(values, p, n * int64_t(sizeof(T)));
   }
 };
 template <class Acc, class T>
 INTERFLOW_INLINE Vec<Acc> load_partial(const T* p, int64_t n) {
   return load(Padded<kLanes<Acc>, T>(p, n).values);
 }
+
+// Asks for the cache line `ahead` bytes behind p. Harmless wherever that is.
+INTERFLOW_INLINE void prefetch(const void* p, int64_t ahead) { __builtin_prefetch(static_cast<const char*>(p) + ahead); }
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 // a * b + c, fused where the instruction set has it. Explicit, so that every loop shape rounds alike (-ffp-contract=off).
@@ -150,7 +215,77 @@ template <class T, class V>
 INTERFLOW_INLINE void store_partial(T* p, V v, int64_t n) {
   T values[sizeof(V) / sizeof(v[0])];
   store(values, v);
-  __builtin_memcpy(p, values, n * sizeof(T));
+  copy_few<int64_t(sizeof values)>(p, values, n * int64_t(sizeof(T)));
+}
+
+// --- rounding to a storage type, staying in Acc -----------------------------------------------------------------------
+// x is a sum of two numbers of type T (or one): its NaNs are quiet and have none of the bits that are cut off.
+template <class T, class Acc>
+INTERFLOW_INLINE Vec<Acc> rounded_sum(Vec<Acc> x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    U32x8 word = bits<U32x8>(x);
+    return bits<Vec<float>>((word + 0x7fffu + ((word >> 16) & 1u)) & 0xffff0000u);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    // Sums are multiples of 2^-24, so those below fp16's normal range are exact; above it 11 bits are kept, beyond 65504 infinity.
+    U32x8 word = bits<U32x8>(x);
+    Vec<float> y = bits<Vec<float>>((word + 0xfffu + ((word >> 13) & 1u)) & 0xffffe000u);
+    U32x8 infinity = (bits<U32x8>(y) & 0x80000000u) | 0x7f800000u;
+    Vec<float> magnitude = bits<Vec<float>>(bits<U32x8>(y) & 0x7fffffffu);
+    return magnitude >= broadcast(65536.0f) ? bits<Vec<float>>(infinity) : y;
+  } else {
+    return x;
+  }
+}
+
+// --- lanes of small numbers as bytes, and bits ---------------------------------------------------------------------------
+template <class Acc>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(kLanes<Acc>)));
+};
+template <class Acc>
+using Bytes = typename BytesOf<Acc>::type;
+
+template <class Acc>
+INTERFLOW_INLINE Bytes<Acc> to_bytes(Lanes<Acc> small) {
+#if defined(INTERFLOW_AVX2)
+  if constexpr (sizeof(Acc) == 4) {
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(bits<__m256i>(small)), _mm256_extracti128_si256(bits<__m256i>(small), 1));
+    return bits<Bytes<Acc>>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+  }
+#endif
+  return __builtin_convertvector(small, Bytes<Acc>);
+}
+template <class Acc>
+INTERFLOW_INLINE Lanes<Acc> from_bytes(Bytes<Acc> bytes) {
+  return __builtin_convertvector(bytes, Lanes<Acc>);
+}
+
+// Bit j: lane j's sign.
+template <class Acc>
+INTERFLOW_INLINE unsigned sign_bits(Lanes<Acc> mask) {
+#if defined(INTERFLOW_AVX2)
+  if constexpr (sizeof(Acc) == 4)
+    return unsigned(_mm256_movemask_ps(bits<__m256>(mask)));
+  else
+    return unsigned(_mm256_movemask_pd(bits<__m256d>(mask)));
+#elif defined(__x86_64__)
+  __m128i half[2];
+  __builtin_memcpy(half, &mask, sizeof half);
+  if constexpr (sizeof(Acc) == 4)
+    return unsigned(_mm_movemask_ps(_mm_castsi128_ps(half[0])) | _mm_movemask_ps(_mm_castsi128_ps(half[1])) << 4);
+  else
+    return unsigned(_mm_movemask_pd(_mm_castsi128_pd(half[0])) | _mm_movemask_pd(_mm_castsi128_pd(half[1])) << 2);
+#else
+  unsigned found = 0;
+  for (int j = 0; j < kLanes<Acc>; ++j) found |= unsigned(mask[j] < 0) << j;
+  return found;
+#endif
+}
+// The inverse: all bits of lane j where bit j is set.
+template <class Acc>
+INTERFLOW_INLINE Lanes<Acc> lanes_of_bits(unsigned found) {
+  Lanes<Acc> one = (Lanes<Acc>{} + 1) << lane_numbers<Acc>();
+  return ((Lanes<Acc>{} + int(found)) & one) != 0;
 }
 
 // One number, rounded to a dtype that is known at run time only.

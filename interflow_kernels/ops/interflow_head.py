@@ -1,13 +1,11 @@
-"""The contract page: operator handles, fakes, autograd, autocast, vmap. Kernels are compiled and register themselves.
+"""The head's contract: operator handles, fakes, autograd, autocast, vmap. Kernels are compiled and register themselves.
 
     interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
         -> y [B, K], branches [B, n, K] or [0], pooled [B, D]
     interflow_head_backward(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention, widths, ...)
         -> dpooled [B, D], dweight [K, D], dbias [n, K], dattention_weight, dattention_bias; [0] where not needed
 
-Differentiation has two roads: the raw operators have `register_autograd` (opcheck, callers of torch.ops); the public
-function has its own autograd.Function, the only arrangement in which torch.func, fullgraph compilation, stride-0 gradients
-and autocast all hold. Backward returns pooled gradients; their expansion to a map's size stays outside the operator, so
+How differentiation is wired: see _wiring.py. Backward returns pooled gradients; their expansion to a map's size stays outside the operator, so
 that Inductor sees it and nothing of that size is written.
 """
 
@@ -16,12 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import reference
-
-NAMESPACE = "interflow_kernels"
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+from .. import reference
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, library, looped, transforms_are_active
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
 raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
@@ -30,15 +25,11 @@ _NO_DOUBLE_BACKWARD = "interflow_head: double backward is not implemented; use I
 
 
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
-def _accumulation_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
 def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
     return x.shape[1] * pool_size[0] * pool_size[1] if x.dim() == 4 else x.shape[1]
 
 
-@torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=_library)
+@torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=library)
 def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
     batch, classes = features[0].shape[0], weight.shape[0]
     width = sum(_pooled_width(x, pool_size) for x in features)
@@ -46,18 +37,18 @@ def _(features, weight, bias, attention_weight, attention_bias, attention, pool_
     return (
         weight.new_empty((batch, classes), dtype=dtype),
         weight.new_empty((batch, len(features), classes) if need_branches else (0,), dtype=dtype),
-        weight.new_empty((batch, width), dtype=_accumulation_dtype(weight)),
+        weight.new_empty((batch, width), dtype=accumulation_dtype(weight)),
     )
 
 
-@torch.library.register_fake(f"{NAMESPACE}::interflow_head_backward", lib=_library)
+@torch.library.register_fake(f"{NAMESPACE}::interflow_head_backward", lib=library)
 def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention, widths, feature_stages, need_weight, need_bias, need_attention):  # type: ignore[no-untyped-def]
     def like(t: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor:
         if t is None:
             return weight.new_empty((0,), dtype=dtype)
         return weight.new_empty(t.shape if needed else (0,), dtype=t.dtype)
 
-    dtype = _accumulation_dtype(weight)
+    dtype = accumulation_dtype(weight)
     return (
         weight.new_empty(pooled.shape if len(feature_stages) else (0,), dtype=pooled.dtype),
         like(weight, need_weight, dtype),
@@ -137,22 +128,6 @@ def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: 
     return parameters, features
 
 
-# --- the operators without the raw road's autograd -----------------------------------------------------------------------
-def _below_autograd(operator: Any, *arguments: Any) -> Any:
-    """Calls an operator where no graph is to be built: past its registered autograd, whose Python costs more than a small head."""
-    if torch.compiler.is_compiling():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
-def _builds_no_graph(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether nothing could ask for a derivative, in reverse or forward mode."""
-    if forward_ad._current_level >= 0:
-        return False
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
-
-
 # --- (a) the raw operator differentiates ---------------------------------------------------------------------------------
 def _raw_setup(ctx: Any, inputs: Any, output: Any) -> None:
     features, *parameters, attention, pool_size, need_branches, _dtype = inputs
@@ -166,14 +141,14 @@ def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpoole
     return features, *parameters, None, None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=_library)
+torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=library)
 
 
 def _raise_double_backward(*_: Any) -> Any:
     raise NotImplementedError(_NO_DOUBLE_BACKWARD)
 
 
-torch.library.register_autograd(f"{NAMESPACE}::interflow_head_backward", _raise_double_backward, lib=_library)
+torch.library.register_autograd(f"{NAMESPACE}::interflow_head_backward", _raise_double_backward, lib=library)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
@@ -182,7 +157,7 @@ class _HeadBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _below_autograd(raw_interflow_head_backward, *args)
+        return below_autograd(raw_interflow_head_backward, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -194,14 +169,7 @@ class _HeadBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _looped(_HeadBackward, info.batch_size, in_dims, args)
-
-
-def _looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
-    """One call for each slice of the mapped dimension, results stacked in front."""
-    slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
-    results = [function.apply(*each) for each in slices]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return looped(_HeadBackward, info.batch_size, in_dims, args)
 
 
 class _Head(torch.autograd.Function):
@@ -209,7 +177,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:
-        return _below_autograd(raw_interflow_head, list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+        return below_autograd(raw_interflow_head, list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -230,7 +198,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         if any(d is not None for d in in_dims[4:8]):  # mapped parameters: a head for each slice
-            return _looped(_Head, info.batch_size, in_dims, args)
+            return looped(_Head, info.batch_size, in_dims, args)
         # Mapped features only: the mapped dimension joins the batch.
         joined = []
         for x, d in zip(args[8:], in_dims[8:], strict=True):
@@ -253,12 +221,12 @@ def interflow_head(
 ) -> tuple[Tensor, Tensor | None]:
     """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
     dtype = reference.autocast_dtype(weight)
-    tracing = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    tracing = transforms_are_active()
     if not tracing and torch.is_inference_mode_enabled():  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-    elif not tracing and _builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
+    elif not tracing and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
         arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-        y, branches, _ = _below_autograd(raw_interflow_head, *arguments)
+        y, branches, _ = below_autograd(raw_interflow_head, *arguments)
     else:
         y, branches, _ = _Head.apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
     return y, branches if need_branches else None
@@ -278,4 +246,4 @@ def _raw_autocast(device: str, key: str) -> Callable[..., Any]:
 
 
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _library.impl("interflow_head", _raw_autocast(_device, _key), _key)
+    library.impl("interflow_head", _raw_autocast(_device, _key), _key)

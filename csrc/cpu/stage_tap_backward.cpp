@@ -1,0 +1,78 @@
+// stage_tap_backward on the CPU: check, sizes, allocate, params, launch (one parallel region), sum d(shift), return.
+#include <memory>
+
+#include "huge_pages.h"
+#include "stage_tap_host.h"
+
+namespace interflow {
+namespace {
+
+constexpr const char* kTapBackward = "stage_tap_backward";
+
+// dshift[c] = the sum of rows [rows, C], image by image, in one order.
+template <class Acc>
+void sum_rows(const Acc* rows, int64_t images, int64_t parts, int64_t channels, Acc* out) {
+  std::unique_ptr<double[]> sums(new double[size_t(channels)]());
+  for (int64_t i = 0; i < images * parts; ++i)
+    for (int64_t c = 0; c < channels; ++c) sums[size_t(c)] += double(rows[i * channels + c]);
+  for (int64_t c = 0; c < channels; ++c) out[c] = Acc(sums[size_t(c)]);
+}
+
+template <class Acc>
+std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, const TapPlan& plan, bool need_shift) {
+  const TapShape& s = plan.shape;
+  ScalarType type = like.scalar_type(), acc_type = sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float;
+
+  // Allocate
+  Tensor du = new_map(mask, s.batch, s.channels, s.height, s.width, s.channels_last, type);
+  Tensor dshift = new_tensor(mask, {need_shift ? s.channels : 0}, acc_type);
+  if (s.batch == 0 || s.channels == 0) {
+    if (need_shift) torch::stable::zero_(dshift);
+    return {du, dshift};
+  }
+  advise_huge_pages(du.mutable_data_ptr(), du.numel() * element_size(plan.dtype));
+  int64_t rows = s.channels_last ? plan.parts : 1;  // of dshift's terms, an image
+  std::unique_ptr<Acc[]> terms(need_shift ? new Acc[size_t(s.batch * rows * s.channels)] : nullptr);
+
+  // Launch
+  TapBackwardParams P{};
+  P.plan = plan;
+  if (dm && plan.max_pool) {
+    P.dm = dm->const_data_ptr();
+    P.dm_stride_b = dm->stride(0), P.dm_stride_c = dm->stride(1), P.dm_stride_h = dm->stride(2), P.dm_stride_w = dm->stride(3);
+  }
+  Tensor dense = dp ? torch::stable::contiguous(*dp) : mask;
+  P.dp = dp ? dense.const_data_ptr() : nullptr;
+  P.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+  P.du = du.mutable_data_ptr();
+  P.dshift = terms.get();
+  run_tap(tap_kernels().backward, P);
+  if (need_shift) sum_rows(terms.get(), s.batch, rows, s.channels, static_cast<Acc*>(dshift.mutable_data_ptr()));
+  return {du, dshift};
+}
+
+std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, bool max_pool,
+                                              bool channels_last, bool need_shift) {
+  STD_TORCH_CHECK(like.dim() == 4 && like.size(2) > 0 && like.size(3) > 0, kTapBackward, ": like must be of u's shape [B, C, H, W], got ", shape_text(like));
+  DType dtype = dtype_of(like, kTapBackward, "like");
+  TapShape shape{like.size(0), like.size(1), like.size(2), like.size(3), channels_last};
+  ScalarType acc_type = dtype == DType::F64 ? ScalarType::Double : ScalarType::Float;
+  int64_t bytes = shape.batch * shape.mask_bytes(max_pool);
+  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && mask.is_cpu(), kTapBackward, ": mask must be contiguous bytes on the CPU, as stage_tap returned it");
+  check_shape(mask, {bytes}, kTapBackward, "mask");
+  if (dm && max_pool) {
+    check_shape(*dm, {shape.batch, shape.channels, shape.height / 2, shape.width / 2}, kTapBackward, "dm");
+    STD_TORCH_CHECK(dm->scalar_type() == like.scalar_type() && dm->is_cpu(), kTapBackward, ": dm must have u's dtype and device, got ", torch::headeronly::toString(dm->scalar_type()));
+  }
+  if (dp) {
+    check_shape(*dp, {shape.batch, shape.channels}, kTapBackward, "dp");
+    STD_TORCH_CHECK(dp->scalar_type() == acc_type && dp->is_cpu(), kTapBackward, ": dp must have p's dtype and device, got ", torch::headeronly::toString(dp->scalar_type()));
+  }
+  TapPlan plan = plan_tap(shape, dtype, max_pool);
+  return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
+}
+
+}  // namespace
+}  // namespace interflow
+
+STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }

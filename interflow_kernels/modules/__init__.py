@@ -1,0 +1,7 @@
+"""The package's nn.Modules, a file for each operator or idea."""
+
+from .auxiliary import AuxiliaryHeads
+from .interflow_head import FoldedInterflowHead, FusedInterflowHead, InterflowHead
+from .stage_tap import StageTap, TapConv2d
+
+__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "StageTap", "TapConv2d"]

@@ -1,0 +1,47 @@
+"""What every operator's differentiation shares.
+
+It has two roads: the raw operators have `register_autograd` (opcheck, callers of torch.ops); the public function has its own
+autograd.Function, the only arrangement in which torch.func, fullgraph compilation, stride-0 gradients and autocast all hold.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+NAMESPACE = "interflow_kernels"
+library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """What sums are kept in: fp64 for fp64, else fp32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def transforms_are_active() -> bool:
+    """Whether torch.compile traces or a torch.func transform runs: only the whole Function serves them."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def builds_no_graph(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nothing could ask for a derivative, in reverse or forward mode."""
+    if forward_ad._current_level >= 0:
+        return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+
+
+def below_autograd(operator: Any, *arguments: Any) -> Any:
+    """Calls an operator where no graph is to be built: past its registered autograd, whose Python costs more than a small head."""
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
+    """One call for each slice of the mapped dimension, results stacked in front."""
+    slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
+    results = [function.apply(*each) for each in slices]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])

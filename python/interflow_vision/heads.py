@@ -13,9 +13,9 @@ HEADS = ("fused", "eager", "auxiliary", "concat", "last")
 """fused: FusedInterflowHead; eager: InterflowHead; auxiliary: AuxiliaryHeads; concat: ConcatHead; last: LastHead."""
 
 
-def pooled(features: Sequence[Tensor], pool_size: int | tuple[int, int] = 1) -> Tensor:
-    """p = cat(flatten(adaptive_avg_pool2d(x_i, pool_size))): n of [B, C_i, H_i, W_i] or, already pooled, [B, D_i] -> [B, D]."""
-    return torch.cat([x if x.dim() == 2 else F.adaptive_avg_pool2d(x, pool_size).flatten(1) for x in features], 1)
+def pooled(features: Sequence[Tensor], pool_size: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """p = cat(flatten(adaptive_avg_pool2d(x_i, pool_size))): n of [B, C_i, H_i, W_i] or, already pooled, [B, D_i] -> [B, D] in `dtype`."""
+    return torch.cat([(x if x.dim() == 2 else F.adaptive_avg_pool2d(x, pool_size).flatten(1)).to(dtype) for x in features], 1)
 
 
 class ConcatHead(nn.Module):
@@ -32,7 +32,7 @@ class ConcatHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """n features -> logits [B, K]."""
-        return self.fc(pooled(features, self.pool_size))
+        return self.fc(pooled(features, self.pool_size, self.fc.weight.dtype))
 
 
 class LastHead(ConcatHead):

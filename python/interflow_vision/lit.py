@@ -42,6 +42,7 @@ class Classifier(LightningModule):
         name: the model, "vgg16" or "vgg16_bn".
         num_classes: K.
         head: "fused" and "eager" are the Interflow head; "auxiliary", "concat" and "last" (plain VGG) are for comparison.
+        stage: "fused" or "eager": what ends blocks and stages, see stages.py.
         attention: of the Interflow head.
         width: multiplier of all channel counts.
         stages: number of convolutions in each stage; default 4, 3, 3, 3.
@@ -64,6 +65,7 @@ class Classifier(LightningModule):
         name: str = "vgg16_bn",
         num_classes: int = 10,
         head: Literal["fused", "eager", "auxiliary", "concat", "last"] = "fused",
+        stage: Literal["fused", "eager"] = "fused",
         attention: Literal["hard", "1xn", "nxn", "classwise", "gated"] = "nxn",
         width: float = 1.0,
         stages: list[int] | None = None,
@@ -89,6 +91,7 @@ class Classifier(LightningModule):
             attention,
             num_classes,
             head,
+            stage=stage,
             width=width,
             stages=stages,
             in_channels=in_channels,

@@ -21,7 +21,7 @@ def create_model(name: str, attention: str = "nxn", num_classes: int = 10, head:
         attention: "hard", "1xn", "nxn", "classwise" or "gated", see InterflowHead.
         num_classes: K.
         head: "fused", "eager" (both Interflow), "auxiliary", "concat" or "last" (the plain network), see heads.py.
-        options: further arguments of the model, see VGG: width, stages, pool_size, pretrained, ...
+        options: further arguments of the model, see VGG: stage, width, stages, pool_size, pretrained, ...
 
     Raises ValueError for an unknown name and for options that do not fit.
     """

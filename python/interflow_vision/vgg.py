@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from interflow_kernels import AuxiliaryHeads, InterflowHead
+from interflow_kernels import AuxiliaryHeads, InterflowHead, StageTap, TapConv2d
 
+from . import inference
 from .errors import require_torchvision
 from .heads import create_head, pooled
+from .stages import STAGES as STAGE_ENDS
+from .stages import StageEnd, convolution, stage_end
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the 13 convolutions; a max-pool follows each of the five blocks."""
@@ -19,31 +22,11 @@ STAGES = (4, 3, 3, 3)
 """Convolutions of each stage: the stages end after conv2_2, conv3_3, conv4_3 and conv5_3, where blocks of VGG end."""
 
 
-class StageEnd(nn.Module):
-    """The end of a block or stage: ReLU, and the max-pool where VGG has one.
-
-        feature = relu(u);  next = max_pool2d(feature, 2, 2), or the feature itself
-
-    Shapes: u [B, C, H, W] -> next [B, C, H // 2, W // 2] or [B, C, H, W], feature [B, C, H, W]. No parameters.
-    """
-
-    def __init__(self, max_pool: bool) -> None:
-        super().__init__()
-        self.max_pool = max_pool
-
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The last convolution's (or norm's) output -> the next layer's input, the stage's feature."""
-        feature = F.relu(u, inplace=True)
-        return (F.max_pool2d(feature, 2, 2) if self.max_pool else feature), feature
-
-    def extra_repr(self) -> str:
-        return f"max_pool={self.max_pool}"
-
-
 class VGG(nn.Module):
     """VGG's 3x3 convolutions in n stages, whose features go to a head.
 
-    The feature of a stage is taken after its last ReLU and before the max-pool that follows; Interflow has no pool5.
+    The feature of a stage is taken after its last ReLU and before the max-pool that follows; Interflow has no pool5. With
+    stage="fused" the feature is the map's mean, which the tap at the stage's end takes on its one pass over the map.
     The plain network, `head="last"`, has all five max-pools: global mean after pool5, one fully connected layer.
     Layers are named as torchvision names them (features.0, features.1, ...), whatever the split and the head, so
     weights of the trunk move freely between models of the same width.
@@ -53,6 +36,7 @@ class VGG(nn.Module):
         batch_norm: whether a batch norm follows each convolution.
         num_classes: K; 0 for no classifier: the model then returns the pooled features [B, D].
         head: "fused", "eager", "auxiliary", "concat" or "last", see heads.py.
+        stage: "fused" ends blocks and stages in StageTap, "eager" in ReLU and max-pool; the same parameters, see stages.py.
         attention, attention_bias, hard_weights, pool_size: as InterflowHead.
         stages: number of convolutions in each stage; default (4, 3, 3, 3), for head="last" one stage of all.
         width: multiplier of all widths.
@@ -73,6 +57,7 @@ class VGG(nn.Module):
         batch_norm: bool = False,
         num_classes: int = 10,
         head: str = "fused",
+        stage: str = "fused",
         attention: str = "nxn",
         stages: Sequence[int] | None = None,
         width: float = 1.0,
@@ -90,10 +75,14 @@ class VGG(nn.Module):
             raise ValueError(f"width must be greater than 0, got {width}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        if stage not in STAGE_ENDS:
+            raise ValueError(f"stage must be one of {', '.join(map(repr, STAGE_ENDS))}, got {stage!r}")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.batch_norm = batch_norm
         self.head_name = head
+        self.pool_size = (pool_size, pool_size) if isinstance(pool_size, int) else (pool_size[0], pool_size[1])
+        self._trunk_options: dict[str, Any] = {"widths": widths, "stage": stage, "stages": stages, "width": width, "in_channels": in_channels, "pool5": pool5}
         self.features = nn.ModuleDict()
         self.feature_info: list[dict[str, Any]] = []  # as timm: num_chs, reduction, module of each stage
 
@@ -102,24 +91,21 @@ class VGG(nn.Module):
             for position, base in enumerate(block):
                 count += 1
                 previous, channels = channels, max(1, round(base * width))
-                self.features[str(index)] = nn.Conv2d(previous, channels, 3, padding=1)
+                max_pool = position == len(block) - 1 and (count < convolutions or (head == "last" and pool5))
+                end = stage_end(stage, max_pool, count in ends, count == convolutions, self.pool_size) if max_pool or count in ends else nn.ReLU(inplace=True)
+                self.features[str(index)] = convolution(previous, channels, isinstance(end, StageTap) and not batch_norm)
                 if batch_norm:
                     index += 1
                     self.features[str(index)] = nn.BatchNorm2d(channels)
                 index += 1
-                pooled_here = position == len(block) - 1 and (count < convolutions or (head == "last" and pool5))
-                if not pooled_here and count not in ends:
-                    self.features[str(index)] = nn.ReLU(inplace=True)
-                else:
-                    self.features[str(index)] = StageEnd(pooled_here)
+                self.features[str(index)] = end
                 if count in ends:
-                    after_pool = pooled_here and count == convolutions
+                    after_pool = max_pool and count == convolutions
                     self.feature_info.append({"num_chs": channels, "reduction": reduction * (2 if after_pool else 1), "module": f"features.{index}"})
-                reduction *= 2 if pooled_here else 1
+                reduction *= 2 if max_pool else 1
                 index += 1
-            index += 1  # torchvision counts the max-pool, which is part of StageEnd here
+            index += 1  # torchvision counts the max-pool, which is part of the stage's end here
         self.min_size = reduction
-        self.pool_size = pool_size
         self._head_options: dict[str, Any] = {
             "attention": attention,
             "pool_size": pool_size,
@@ -140,32 +126,49 @@ class VGG(nn.Module):
         return create_head(self.head_name, [info["num_chs"] for info in self.feature_info], self.num_classes, **self._head_options)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Image [B, in_channels, H, W] -> the feature of each stage, [B, C_i, H_i, W_i]; with pool5, the last one after it."""
+        """Image [B, in_channels, H, W] -> what the head takes of each stage: with stage="fused" the mean [B, C_i], else the map.
+
+        Maps are [B, C_i, H_i, W_i]; with pool5 the last feature is the map after it, either way. See forward_maps.
+        """
+        return self._features(x, maps=False)
+
+    def forward_maps(self, x: Tensor) -> list[Tensor]:
+        """Image [B, in_channels, H, W] -> the feature map of each stage [B, C_i, H_i, W_i], whatever its end; with pool5 the last one after it."""
+        return self._features(x, maps=True)
+
+    def _features(self, x: Tensor, maps: bool) -> list[Tensor]:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must be images [B, {self.in_channels}, H, W], got shape {tuple(x.shape)}")
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(f"x must be at least {self.min_size} x {self.min_size} pixels for this model's max-pools, got {x.shape[2]} x {x.shape[3]}")
         stage_modules = {info["module"].removeprefix("features.") for info in self.feature_info}
-        features = []
+        features: list[Tensor] = []
         last = len(self.features) - 1
+        shift = None  # the bias that a TapConv2d leaves to the tap behind it
         for i, (name, layer) in enumerate(self.features.items()):
-            if isinstance(layer, StageEnd):
-                x, feature = layer(x)
-                if name in stage_modules:
-                    features.append(x if i == last else feature)
-            else:
+            if not isinstance(layer, (StageEnd, StageTap)):
                 x = layer(x)
+                shift = layer.bias if isinstance(layer, TapConv2d) else None
+                continue
+            x, feature = (StageEnd(layer.max_pool) if maps else layer)(x, shift)
+            if name in stage_modules:
+                features.append(x if i == last and layer.max_pool else feature)
         return features
 
     def forward_head(self, features: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Features of the stages -> logits [B, K]; with `pre_logits` (or no classifier) the pooled features that it weighs, [B, D]."""
         if pre_logits or self.num_classes == 0:
-            return pooled(features[-1:] if self.head_name == "last" else features, self.pool_size)
+            return pooled(features[-1:] if self.head_name == "last" else features, self.pool_size, self.dtype)
         return self.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_channels, H, W] -> logits [B, K]; "auxiliary" gives all branches [B, n, K] while training."""
         return self.forward_head(self.forward_features(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the convolutions' parameters."""
+        return next(self.features.parameters()).dtype
 
     @property
     def has_branches(self) -> bool:
@@ -178,6 +181,22 @@ class VGG(nn.Module):
             raise ValueError(f"head={self.head_name!r} with {self.num_classes} classes has no branches; 'fused', 'eager' and 'auxiliary' have")
         return self.head.forward_branches(self.forward_features(x))
 
+    def rebuilt(self, **changes: Any) -> "VGG":
+        """A new network as this one was built, but for `changes`: options of VGG. Its weights are new."""
+        options = {**self._trunk_options, **self._head_options, "batch_norm": self.batch_norm, "num_classes": self.num_classes, "head": self.head_name}
+        return VGG(**{**options, **changes})
+
+    def fuse(self) -> "VGG":
+        """A new network in eval mode whose batch norms are folded into the convolutions before them; this one stays as it is."""
+        return inference.fused(self)
+
+    def for_inference(self, dtype: torch.dtype | None = None, channels_last: bool = True) -> "VGG":
+        """A new network to serve with: `fuse`, the head folded where it is linear, frozen, in `dtype` and one memory format.
+
+        Give images in `dtype`; their memory format does not matter. Raises TypeError for a dtype that is not floating point.
+        """
+        return inference.for_inference(self, dtype, channels_last)
+
     def get_classifier(self) -> nn.Module:
         """The head; nn.Identity where num_classes is 0."""
         return self.head
@@ -187,8 +206,7 @@ class VGG(nn.Module):
         self.num_classes = num_classes
         if attention is not None:
             self._head_options["attention"] = attention
-        weight = next(self.features.parameters())
-        self.head = self._new_head().to(device=weight.device, dtype=weight.dtype).train(self.training)
+        self.head = self._new_head().to(device=next(self.features.parameters()).device, dtype=self.dtype).train(self.training)
 
     def load_torchvision_convolutions(self, state_dict: Mapping[str, Tensor]) -> None:
         """Takes the convolutions (and batch norms) from torchvision's VGG-16 of the same kind; its classifier is left out.

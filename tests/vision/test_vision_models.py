@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import warnings
 from itertools import accumulate
 from types import ModuleType, SimpleNamespace
 
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interflow_kernels import FoldedInterflowHead, StageTap, TapConv2d
 from interflow_vision import VGG, create_model, list_models
 from interflow_vision.errors import MissingPackageError
 from interflow_vision.heads import HEADS
-from interflow_vision.vgg import STAGES, StageEnd
+from interflow_vision.stages import StageEnd
+from interflow_vision.vgg import STAGES
 
 MODELS = ("vgg16", "vgg16_bn")
 ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
@@ -102,7 +105,7 @@ def test_trunk_is_the_same_for_every_head_and_split(name):
             assert {k: v.shape for k, v in other.features.state_dict().items()} == {k: v.shape for k, v in trunk.items()}
             other.features.load_state_dict(trunk)
             if not (head == "last" and other.min_size == 32):
-                torch.testing.assert_close(other.forward_features(images())[-1], first.forward_features(images())[-1])
+                torch.testing.assert_close(other.forward_maps(images())[-1], first.forward_maps(images())[-1])
 
 
 @pytest.mark.parametrize("stages", [STAGES, (13,), (2, 2, 3, 3, 3), (1,) * 13, (5, 8), (3, 4, 6), (12, 1)])
@@ -112,10 +115,12 @@ def test_split(name, stages):
     plain = torchvision_layers(name == "vgg16_bn", SMALL).eval()
     plain.load_state_dict(model.features.state_dict())
     expected = maps_after(plain, images(), list(accumulate(stages)))
-    got = model.forward_features(images())
+    got = model.forward_maps(images())
     assert len(got) == len(stages) == model.head.num_stages
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+    for a, b in zip(model.forward_features(images()), expected, strict=True):  # a mean where a tap ends the stage
+        torch.testing.assert_close(a, b.mean((2, 3)) if a.dim() == 2 else b)
 
 
 @pytest.mark.parametrize("stages", [(4, 3, 3), (4, 3, 3, 4), (0, 13), (14, -1), (4.0, 9), (13, 0)])
@@ -138,20 +143,23 @@ def test_plain_network(name, pool5):
 
 def test_concat_head_is_one_layer_on_all_pooled_features():
     model = small(head="concat").eval()
-    pooled = torch.cat([x.mean((2, 3)) for x in model.forward_features(images())], 1)
+    pooled = torch.cat([x.mean((2, 3)) for x in model.forward_maps(images())], 1)
     torch.testing.assert_close(model(images()), model.head.fc(pooled))
     assert sum(p.numel() for p in model.head.parameters()) == pooled.shape[1] * 10 + 10
 
 
+@pytest.mark.parametrize("stage", ["fused", "eager"])
 @pytest.mark.parametrize("head", HEADS)
-def test_timm_conventions(head):
-    model = small(head=head, num_classes=7).eval()
+def test_timm_conventions(head, stage):
+    model = small(head=head, num_classes=7, stage=stage).eval()
     x = images(size=64)
     features = model.forward_features(x)
     assert len(features) == len(model.feature_info)
-    for feature, info in zip(features, model.feature_info, strict=True):
-        assert feature.shape == (4, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
-        assert isinstance(model.get_submodule(info["module"]), StageEnd)
+    for feature, feature_map, info in zip(features, model.forward_maps(x), model.feature_info, strict=True):
+        assert feature_map.shape == (4, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
+        mean_only = stage == "fused" and head != "last"  # the plain network's feature is the map after pool5
+        assert feature.shape == ((4, info["num_chs"]) if mean_only else feature_map.shape)
+        assert isinstance(model.get_submodule(info["module"]), StageTap if stage == "fused" else StageEnd)
     assert torch.equal(model.forward_head(features), model(x))
     pre_logits = model.forward_head(features, pre_logits=True)
     assert pre_logits.shape == (4, sum(info["num_chs"] for info in model.feature_info))
@@ -187,13 +195,124 @@ def test_forward_branches():
 
 
 def test_options_reach_the_head():
-    model = small(attention="hard", hard_weights=[1.0, 2.0, 3.0, 4.0], pool_size=2)
+    model = small(attention="hard", hard_weights=[1.0, 2.0, 3.0, 4.0], pool_size=2, stage="eager")
     assert model.head.attention_weight.tolist() == [1.0, 2.0, 3.0, 4.0]
     assert model.head.pool_size == (2, 2)
     assert small(attention="nxn", attention_bias=True).head.attention_bias.shape == (4,)
     assert small(head="auxiliary", auxiliary_weight=0.5).head.loss_weight == 0.5
     with pytest.raises(ValueError, match="pool_size must be 1 for head='auxiliary', got 2"):
-        small(head="auxiliary", pool_size=2)
+        small(head="auxiliary", pool_size=2, stage="eager")
+
+
+# --- the ends of blocks and stages ------------------------------------------------------------------------------------
+def gradients(model: VGG, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss = getattr(model.head, "loss", F.cross_entropy)
+    loss(model(x), torch.arange(len(x)) % 10).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_and_eager_stages_give_the_same(name, head, memory_format):
+    fused = small(name, head=head).to(memory_format=memory_format).double()
+    eager = small(name, head=head, stage="eager").to(memory_format=memory_format).double()
+    assert list(fused.state_dict()) == list(eager.state_dict())
+    eager.load_state_dict(fused.state_dict())
+    x = images().double().contiguous(memory_format=memory_format)
+    torch.testing.assert_close(fused(x), eager(x))
+    expected = gradients(eager, x)
+    for key, got in gradients(fused, x).items():
+        torch.testing.assert_close(got, expected[key], msg=lambda m, key=key: f"{key}: {m}")
+    taps = [layer for layer in fused.features.values() if isinstance(layer, StageTap)]
+    assert [tap.max_pool for tap in taps] == [True] * 4 + [head == "last"]
+    assert sum(isinstance(layer, TapConv2d) for layer in fused.features.values()) == (0 if name == "vgg16_bn" else 5)
+    assert not any(isinstance(layer, (StageTap, TapConv2d)) for layer in eager.features.values())
+
+
+def test_a_map_that_goes_on_has_no_tap():
+    model = small(stages=(1,) * 13)  # every convolution ends a stage
+    for i, layer in enumerate(list(model.features.values())[1::2], 1):
+        assert isinstance(layer, StageTap if i in (2, 4, 7, 10, 13) else StageEnd), i
+    eager = small(stages=(1,) * 13, stage="eager")
+    eager.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(images()), eager(images()))
+
+
+def test_pool_size_needs_maps_and_says_so_once(monkeypatch):
+    monkeypatch.setattr("interflow_vision.stages._said_eager", False)
+    with pytest.warns(UserWarning, match=r"pool_size=\(2, 2\) needs whole maps"):
+        model = small(pool_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(pool_size=2)
+    ends = [layer for layer in model.features.values() if isinstance(layer, (StageEnd, StageTap))]
+    assert [isinstance(end, StageTap) for end in ends] == [True, False, False, False, False]  # only the max-pool without a branch
+    eager = small(pool_size=2, stage="eager")
+    eager.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(images(size=64)), eager(images(size=64)))
+
+
+def test_unknown_stage():
+    with pytest.raises(ValueError, match="stage must be one of 'fused', 'eager', got 'both'"):
+        small(stage="both")
+
+
+@pytest.mark.parametrize("head", ["fused", "last", "concat"])
+def test_autocast_trains(head):
+    model = small("vgg16_bn", head=head)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(images())
+    assert y.dtype == torch.bfloat16
+    F.cross_entropy(y.float(), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+# --- serving ------------------------------------------------------------------------------------------------------------
+def trained(name: str, **options) -> VGG:
+    """A network whose norms have seen images and whose parameters are not those they start with."""
+    model = small(name, **options).train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 + 1)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+@pytest.mark.parametrize("stage", ["fused", "eager"])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", MODELS)
+def test_fuse(name, head, stage):
+    model = trained(name, head=head, stage=stage).double()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = model.fuse()
+    assert not fused.training
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(images().double()), model(images().double()))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    reloaded = create_model("vgg16", head=head, stage=stage, width=SMALL).double().eval()
+    reloaded.load_state_dict(fused.state_dict())
+    assert torch.equal(reloaded(images().double()), fused(images().double()))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_for_inference(attention, channels_last):
+    model = trained("vgg16_bn", attention=attention)
+    ready = model.for_inference(channels_last=channels_last)
+    torch.testing.assert_close(ready(images()), model(images()), rtol=1e-4, atol=1e-4)
+    assert isinstance(ready.head, FoldedInterflowHead) == (attention != "gated")
+    assert not any(p.requires_grad for p in ready.parameters())
+    weight = ready.features["2"].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    half = model.for_inference(torch.bfloat16)
+    y = half(images().bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), model(images()), rtol=0.1, atol=0.2)
+    with pytest.raises(TypeError, match=r"dtype must be floating point or None, got torch.int8"):
+        model.for_inference(torch.int8)
 
 
 @pytest.mark.parametrize(("head", "size"), [("fused", 16), ("last", 32)])
@@ -229,7 +348,7 @@ def test_torchvision_convolutions(name):
     given = {f"features.{key}": value for key, value in source.state_dict().items()} | {"classifier.0.weight": torch.zeros(2, 2)}
     model = create_model(name)
     model.load_torchvision_convolutions(given)
-    for got, expected in zip(model.eval().forward_features(images(1)), maps_after(source.eval(), images(1), [4, 7, 10, 13]), strict=True):
+    for got, expected in zip(model.eval().forward_maps(images(1)), maps_after(source.eval(), images(1), [4, 7, 10, 13]), strict=True):
         torch.testing.assert_close(got, expected)
     with pytest.raises(ValueError, match=r"features.0.weight is \[64, 3, 3, 3\], this model's \[2, 3, 3, 3\]; pretrained weights need width=1"):
         small(name).load_torchvision_convolutions(given)

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
 
-from interflow_kernels import FusedInterflowHead, InterflowHead
-from interflow_vision import checkpoints, demo, digits, report, runs, timing
+from interflow_kernels import FusedInterflowHead, InterflowHead, StageTap
+from interflow_vision import checkpoints, comparison, demo, digits, report, runs, timing
 from interflow_vision.contribution import Contribution, branch_terms
 from interflow_vision.data import Digits
 from interflow_vision.errors import UserError
@@ -292,19 +292,27 @@ def test_timing_takes_turns():
     assert all(0 <= t.low <= t.median <= t.high for t in timings.values())
 
 
-def test_head_timing_checks_before_it_times(monkeypatch):
-    monkeypatch.setattr(demo, "STAGES", ((8, 6), (4, 3)))
-    assert set(demo.time_heads("cpu")) == {"head, forward", "head, forward + backward"}
-    right = FusedInterflowHead._run
-    monkeypatch.setattr(FusedInterflowHead, "_run", lambda self, xs, need: (right(self, xs, need)[0] * 1.01, None))
+def test_parts_are_checked_before_they_are_timed(monkeypatch):
+    monkeypatch.setattr(comparison, "SIDES", ((8, 6), (4, 3)))
+    parts = comparison.time_parts("cpu")
+    assert set(parts) == {"head, forward", "head, forward + backward", "ends of stages, forward", "ends of stages, forward + backward"}
+    assert all(set(timings) == {"plain", "fused"} for timings in parts.values())
+    with monkeypatch.context() as patch:
+        right = FusedInterflowHead._run
+        patch.setattr(FusedInterflowHead, "_run", lambda self, xs, need: (right(self, xs, need)[0] * 1.01, None))
+        with pytest.raises(AssertionError, match="not close"):
+            comparison.time_parts("cpu")
+    tap = StageTap.forward
+    monkeypatch.setattr(StageTap, "forward", lambda self, u: [x * 1.01 for x in tap(self, u)])
     with pytest.raises(AssertionError, match="not close"):
-        demo.time_heads("cpu")
+        comparison.time_parts("cpu")
 
 
-def test_train_step_timing_leaves_the_given_model_fused():
-    model = Classifier(**TINY)
-    assert set(demo.time_train_step(model, "cpu")) == {"plain", "fused"}
-    assert isinstance(model.model.head, FusedInterflowHead)
+def test_train_step_timing_leaves_the_given_model_as_it_is():
+    model = Classifier(**TINY).model
+    before = [type(module) for module in model.modules()]
+    assert set(comparison.time_train_steps(model, "cpu")) == {"VGG-16 without Interflow", "with Interflow, plain PyTorch", "with Interflow, fused"}
+    assert [type(module) for module in model.modules()] == before
 
 
 def test_defaults_of_the_file_are_the_recipe(tmp_path):

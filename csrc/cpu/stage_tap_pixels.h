@@ -26,7 +26,7 @@ INTERFLOW_INLINE void tap_channels(const T* const pixel[4], int64_t channels, co
     if (!kComplete) byte &= 0x0f;
     Bytes<Acc> narrow = to_bytes<Acc>(byte);
     if (count == L) {
-      if constexpr (kComplete) store(m + c, maximum);
+      if constexpr (kComplete) store_exact(m + c, maximum);
       if constexpr (kMask) __builtin_memcpy(mask + c, &narrow, sizeof narrow);
     } else {
       if constexpr (kComplete) store_partial(m + c, maximum, count);

@@ -40,7 +40,7 @@ INTERFLOW_INLINE Vec<Acc> tap_rows(const T* top, const T* bottom, int64_t width,
       Pair<Acc> a = load_split(top + x), b = load_split(bottom + x);
       TapWindow<Acc> window{{rectified<T, Acc>(a.first, shift), rectified<T, Acc>(a.second, shift), rectified<T, Acc>(b.first, shift), rectified<T, Acc>(b.second, shift)}};
       sum += window.sum();
-      store(m + x / 2, window.template maximum<kMask>(byte));
+      store_exact(m + x / 2, window.template maximum<kMask>(byte));
       if constexpr (kMask) {
         Bytes<Acc> narrow = to_bytes<Acc>(byte);
         __builtin_memcpy(mask + x / 2, &narrow, sizeof narrow);

@@ -193,9 +193,28 @@ INTERFLOW_INLINE float reduce(Vec<float> v) {
 }
 INTERFLOW_INLINE double reduce(Vec<double> v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-// --- stores: round to nearest even -----------------------------------------------------------------------------------
+// --- stores: round to nearest even; `exact` where v is on the storage type's grid already ------------------------------
 INTERFLOW_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
 INTERFLOW_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof v); }
+INTERFLOW_INLINE void store_exact(float* p, Vec<float> v) { store(p, v); }
+INTERFLOW_INLINE void store_exact(double* p, Vec<double> v) { store(p, v); }
+INTERFLOW_INLINE void store_exact(BFloat16* p, Vec<float> v) {
+  U16x8 narrow = __builtin_convertvector(bits<U32x8>(v) >> 16, U16x8);
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
+INTERFLOW_INLINE void store_exact(Half* p, Vec<float> v) {
+#if defined(INTERFLOW_AVX2)
+  __m128i narrow = _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  // The inverse of load: scaled by 2^-112 the exponent is fp16's, in fp32's places; inf and NaN get all exponent bits
+  U32x8 word = bits<U32x8>(v), magnitude = word & 0x7fffffffu;
+  U32x8 scaled = bits<U32x8>(bits<Vec<float>>(magnitude) * 0x1p-112f) >> 13;
+  U32x8 special = (U32x8)(magnitude >= 0x7f800000u), nan = (U32x8)(magnitude > 0x7f800000u);
+  U32x8 h = (special & (0x7c00u | (nan & 0x200u))) | (~special & scaled) | ((word >> 16) & 0x8000u);
+  U16x8 narrow = __builtin_convertvector(h, U16x8);
+#endif
+  __builtin_memcpy(p, &narrow, sizeof narrow);
+}
 INTERFLOW_INLINE void store(BFloat16* p, Vec<float> v) {
   U32x8 word = bits<U32x8>(v);
   U32x8 rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
@@ -208,7 +227,14 @@ INTERFLOW_INLINE void store(Half* p, Vec<float> v) {
   __m128i narrow = _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __builtin_memcpy(p, &narrow, sizeof narrow);
 #else
-  for (int j = 0; j < 8; ++j) p[j] = Half(v[j]);
+  // Onto fp16's grid: above 2^-14 keep 11 bits, below it multiples of 2^-24 (the last place of 0.75); from 65520 on infinity
+  U32x8 word = bits<U32x8>(v), sign = word & 0x80000000u;
+  Vec<float> magnitude = bits<Vec<float>>(word & 0x7fffffffu);
+  Vec<float> normal = bits<Vec<float>>((bits<U32x8>(magnitude) + 0xfffu + ((word >> 13) & 1u)) & 0xffffe000u);
+  Vec<float> grid = magnitude < broadcast(0x1p-14f) ? (magnitude + broadcast(0.75f)) - broadcast(0.75f) : normal;
+  grid = grid >= broadcast(65536.0f) ? broadcast(__builtin_inff()) : grid;
+  grid = magnitude != magnitude ? magnitude : grid;
+  store_exact(p, bits<Vec<float>>(bits<U32x8>(grid) | sign));
 #endif
 }
 template <class T, class V>

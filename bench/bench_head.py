@@ -1,152 +1,230 @@
-"""The head on the CPU against eager PyTorch, torch.compile and the read limit: VGG-16's four stages at 224 pixels, K = 1000."""
+"""The head by itself: forward, forward and backward, what it adds to a stage, folded beside inference engines, host time."""
 
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
-from harness import Case, record, refuse_wrong
-from roofline import HeadShape
+from harness import goals, peers
+from harness.case import Case, Kind, Plan, Provider, Unavailable
+from harness.gate import TOLERANCE
+from harness.inputs import DTYPES, cold_sets, feature_maps
+from harness.memory import saved_bytes
+from harness.roofline import HEAD_STAGES, HeadShape, at_pixels
+from harness.run import Session, limit_read
+from torch import Tensor
 
-from interflow_kernels import FusedInterflowHead
+from interflow_kernels import FusedInterflowHead, InterflowHead
 
-MAPS = ((128, 112, 112), (256, 56, 56), (512, 28, 28), (512, 14, 14))
-CLASSES = 1000
-CACHE_BYTES = 96 << 20  # rotating inputs together exceed any last-level cache here
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def inputs(batch: int, dtype: torch.dtype, layout: str, sets: int) -> list[list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [[torch.randn(batch, *m, generator=generator).to(dtype).contiguous(memory_format=FORMATS[layout]) for m in MAPS] for _ in range(sets)]
-
-
-def heads(dtype: torch.dtype) -> dict[str, Any]:
-    torch.manual_seed(0)
-    ours = FusedInterflowHead([c for c, _, _ in MAPS], CLASSES, "nxn").to(dtype)
-    eager = ours.to_eager()
-    return {"ours": ours, "eager": eager, "compiled": torch.compile(eager)}
-
-
-# --- forward ----------------------------------------------------------------------------------------------------------
-FORWARD = {
-    # name: dtype, layout, batch, input sets in turn (None: more than the cache holds), targets of the design
-    "forward fp32 nchw B=1": (torch.float32, "nchw", 1, None, {"peer": 2.5}),
-    "forward fp32 nchw B=1 warm": (torch.float32, "nchw", 1, 1, {}),
-    "forward fp32 nchw B=8": (torch.float32, "nchw", 8, None, {}),
-    "forward fp32 nchw B=32": (torch.float32, "nchw", 32, None, {"peer": 1.0, "read": 0.85}),
-    "forward fp32 channels_last B=8": (torch.float32, "channels_last", 8, None, {"peer": 1.8}),
-    "forward fp32 channels_last B=32": (torch.float32, "channels_last", 32, None, {"peer": 1.8}),
-    "forward bf16 nchw B=8": (torch.bfloat16, "nchw", 8, None, {"peer": 2.0}),
-    "forward bf16 channels_last B=8": (torch.bfloat16, "channels_last", 8, None, {"peer": 4.0}),
+CHANNELS = [c for c, _, _ in HEAD_STAGES]
+TARGETS = {  # (dtype, layout, batch): of the forward pass
+    ("fp32", "nchw", 1): [goals.faster_than_peers(2.5)],
+    ("fp32", "nchw", 32): [goals.faster_than_peers(1.0), goals.share_of("read", 0.85)],
+    ("fp32", "channels_last", 8): [goals.faster_than_peers(1.8)],
+    ("fp32", "channels_last", 32): [goals.faster_than_peers(1.8)],
+    ("bf16", "nchw", 8): [goals.faster_than_peers(2.0)],
+    ("bf16", "channels_last", 8): [goals.faster_than_peers(4.0)],
 }
+PLAIN = ("ours", "eager", "compiled")
+QUICK = [("fp32", layout, b) for layout in ("nchw", "channels_last") for b in (1, 8, 32)] + [("bf16", layout, 8) for layout in ("nchw", "channels_last")]
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-@cache
-def forward_case(name: str) -> Case:
-    dtype, layout, batch, sets, target = FORWARD[name]
-    shape = HeadShape(MAPS, CLASSES, batch, dtype.itemsize)
-    given = inputs(batch, dtype, layout, sets or -(-CACHE_BYTES // shape.map_bytes()))
-    modules = heads(dtype)
+def plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    modes = (*PLAIN, "max-autotune") if full else PLAIN
+    cases = [(d, layout, b) for d in DTYPES for layout in ("nchw", "channels_last") for b in BATCHES] if full else QUICK
+    for dtype, layout, batch in cases:
+        yield plan("forward", device, modes, dtype, layout, batch)
+    yield plan("forward", device, modes, "fp32", "nchw", 1, warm=True)
+    for layout in ("nchw", "channels_last"):
+        yield plan("forward+backward", device, PLAIN, "fp32", layout, 8)
+    for batch in BATCHES if full else ():
+        yield plan("forward", device, PLAIN, "fp32", "nchw", batch, pixels=32, classes=10)
+        yield plan("forward+backward", device, PLAIN, "fp32", "nchw", batch, pixels=32, classes=10)
+    for layout in ("nchw", "channels_last"):
+        yield Plan(f"head added to a max-pool, forward+backward fp32 {layout} B=8", ("ours", "eager", "none"), partial(added, layout, device), 6)
+    for batch in (1, 8, 32) if full else (1, 8):
+        yield Plan(f"folded head, forward fp32 nchw B={batch}", ENGINES, partial(folded, batch, device))
+    yield Plan("head, host time of a call, tiny inputs", HOST, partial(host, device), 2)
 
-    def check() -> None:
-        with torch.inference_mode():
-            exact = modules["eager"].double()([x.double() for x in given[0]])
-            modules["eager"].to(dtype)
-            for provider, module in modules.items():
-                limit = 1e-5 if dtype == torch.float32 else 3e-2
-                refuse_wrong(f"{name}: {provider}", module(given[0]), exact, limit)
 
-    def run(module: Any) -> Any:
-        def call(i: int) -> None:
+def test_case(benchmark: Any, plan: Plan, provider: str, session: Session) -> None:
+    session.record(benchmark, plan, provider)
+
+
+# --- forward, forward and backward ------------------------------------------------------------------------------------
+def plan(
+    direction: str,
+    device: torch.device,
+    modes: tuple[str, ...],
+    dtype: str,
+    layout: str,
+    batch: int,
+    *,
+    warm: bool = False,
+    pixels: int = 224,
+    classes: int = 1000,
+) -> Plan:
+    words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224)
+    name = " ".join(words).replace("head ", "head, ", 1)
+    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 3)
+
+
+def alone(
+    name: str, direction: str, modes: tuple[str, ...], dtype: str, layout: str, batch: int, warm: bool, pixels: int, classes: int, device: torch.device
+) -> Case:
+    maps = at_pixels(HEAD_STAGES, pixels)
+    shape = HeadShape(maps, classes, batch, DTYPES[dtype].itemsize)
+    sets = feature_maps(maps, batch, dtype, layout, 1 if warm else cold_sets(shape.map_bytes(), device), device)
+    training = direction == "forward+backward"
+    heads = variants(modes, DTYPES[dtype], classes, device)
+    eager = heads["eager"]
+    dy = torch.randn(batch, classes, generator=torch.Generator().manual_seed(1)).to(device, DTYPES[dtype])
+    parameters = list(eager.parameters())
+
+    def step(head: Callable[..., Tensor], i: int) -> list[Tensor]:
+        if not training:
             with torch.inference_mode():
-                module(given[i])
+                return [head(sets[i])]
+        leaves = [x.detach().requires_grad_() for x in sets[i]]
+        y = head(leaves)
+        gradients = torch.autograd.grad(y, [*parameters, *leaves], dy)
+        return [y, *gradients]
 
-        return call
+    def expected() -> list[Tensor]:
+        exact = InterflowHead(CHANNELS, classes, dtype=torch.float64, device=device)
+        exact.load_state_dict({name: value.double() for name, value in eager.state_dict().items()})
+        leaves = [x.double().requires_grad_() for x in sets[0]]
+        y = exact(leaves)
+        return [y.detach(), *torch.autograd.grad(y, [*exact.parameters(), *leaves], dy.double())] if training else [y.detach()]
 
-    providers = {provider: run(module) for provider, module in modules.items()}
-    # The limit: the same bytes summed as fp32 (PyTorch's 16-bit sum is bound by arithmetic, not by memory).
-    words = [[x.as_strided((x.numel(),), (1,)).view(torch.float32) for x in maps] for maps in given]
-    providers["read"] = lambda i: [x.sum() for x in words[i]]
-    return Case(name, providers, len(given), shape.forward_bytes(), target, check)
+    providers = {}
+    for mode, head in heads.items():
+        saved = partial(saved_bytes, lambda head=head: head([x.detach().requires_grad_() for x in sets[0]]), [*sets[0], *parameters])
+        providers[mode] = Provider(partial(step, head), "ours" if mode == "ours" else "peer", saved=saved if training else None)
+    providers["read"] = limit_read([[*s, eager.weight] for s in sets])
+    about = {"pass": direction, "dtype": dtype, "layout": layout, "batch": batch, "pixels": pixels, "classes": classes, "inputs": "warm" if warm else "cold"}
+    moved = shape.forward_bytes() + (shape.backward_bytes() if training else 0)
+    target = TARGETS.get((dtype, layout, batch), []) if not warm and pixels == 224 and not training else []
+    tolerance = TOLERANCE[DTYPES[dtype]]
+    return Case(
+        "interflow_head",
+        name,
+        "device",
+        providers,
+        about,
+        len(sets),
+        moved,
+        batch,
+        1,
+        expected,
+        tolerance,
+        {"ours": target} if device.type == "cpu" else {},
+        training,
+    )
 
 
-@pytest.mark.parametrize("provider", ["ours", "eager", "compiled", "read"])
-@pytest.mark.parametrize("name", FORWARD)
-def test_forward(benchmark: Any, name: str, provider: str) -> None:
-    record(benchmark, forward_case(name), provider)
-    if provider == "read":  # the case is done: its inputs need not stay
-        forward_case.cache_clear()
+def variants(modes: tuple[str, ...], dtype: torch.dtype, classes: int, device: torch.device) -> dict[str, Any]:
+    """Heads with one set of parameters, by provider name."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    ours = FusedInterflowHead(CHANNELS, classes, "nxn").to(device, dtype)
+    made = {
+        "ours": ours,
+        "eager": ours.to_eager(),
+        "compiled": peers.compiled(ours.to_eager()),
+        "max-autotune": peers.compiled(ours.to_eager(), "max-autotune"),
+    }
+    return {mode: made[mode] for mode in modes}
 
 
 # --- what the head adds to a training step whose maps a max-pool also consumes ---------------------------------------------
-@cache
-def added_case(layout: str) -> Case:
-    given = inputs(8, torch.float32, layout, 1)[0]
-    modules = heads(torch.float32)
-    leaves = [x.requires_grad_() for x in given]
-    modules["none"] = None
-    down = [torch.ones_like(F.max_pool2d(x, 2, 2)) for x in given]
+def added(layout: str, device: torch.device) -> Case:
+    maps = feature_maps(HEAD_STAGES, 8, "fp32", layout, 1, device)[0]
+    heads: dict[str, Any] = {**variants(("ours", "eager"), torch.float32, 1000, device), "none": None}
+    leaves = [x.requires_grad_() for x in maps]
+    down = [torch.ones_like(F.max_pool2d(x, 2, 2)) for x in maps]
 
-    def step(head: Any) -> None:
-        maps = [F.relu(x) for x in leaves]  # produced by a ReLU, as in a network: gradients meet behind it
-        pooled = [F.max_pool2d(x, 2, 2) for x in maps]
-        outputs, gradients = list(pooled), list(down)
-        if head is not None:
-            outputs.append(head(maps).sum())
-            gradients.append(torch.ones(()))
-        torch.autograd.grad(outputs, leaves, gradients)
+    def step(head: Any, _: int) -> list[Tensor]:
+        features = [F.relu(x) for x in leaves]  # made by a ReLU, as in a network: gradients meet behind it
+        pooled = [F.max_pool2d(x, 2, 2) for x in features]
+        if head is None:
+            return list(torch.autograd.grad(pooled, leaves, down))
+        return list(torch.autograd.grad([*pooled, head(features).sum()], leaves, [*down, torch.ones((), device=device)]))
 
-    def check() -> None:
-        expected = modules["eager"]([x.detach() for x in given])
-        refuse_wrong("ours", modules["ours"]([x.detach() for x in given]), expected, 1e-5)
-
-    providers = {name: (lambda i, head=head: step(head)) for name, head in modules.items() if name != "compiled"}
-    shape = HeadShape(MAPS, CLASSES, 8, 4)
-    return Case(f"added by the head, forward+backward fp32 {layout} B=8", providers, 1, shape.map_bytes(), {}, check, seconds=25)
+    kinds: dict[str, Kind] = {"ours": "ours", "eager": "peer", "none": "base"}
+    providers = {name: Provider(partial(step, head), kinds[name]) for name, head in heads.items()}
+    about = {"pass": "forward+backward", "dtype": "fp32", "layout": layout, "batch": 8, "pixels": 224, "classes": 1000, "inputs": "warm"}
+    goal = goals.adds_less("eager", "none", 4.0 if layout == "channels_last" else 1.0)
+    name = f"head added to a max-pool, forward+backward fp32 {layout} B=8"
+    return Case(
+        "head beside max-pool", name, "device", providers, about, images=8, expected=lambda: step(heads["eager"], 0), tolerance=1e-4, goals={"ours": [goal]}
+    )
 
 
-@pytest.mark.parametrize("provider", ["ours", "eager", "none"])
-@pytest.mark.parametrize("layout", FORMATS)
-def test_added(benchmark: Any, layout: str, provider: str) -> None:
-    case = added_case(layout)
-    record(benchmark, case, provider)
-    ours, eager, none = (sorted(case.samples[n])[len(case.samples[n]) // 2] for n in ("ours", "eager", "none"))
-    benchmark.extra_info["added_ms"] = {"ours": round((ours - none) * 1e3, 2), "eager": round((eager - none) * 1e3, 2)}
-    benchmark.extra_info["added_ratio"] = round((eager - none) / max(ours - none, 1e-9), 2)
-    benchmark.extra_info["target"] = {"added_ratio": 4.0 if layout == "channels_last" else 1.0}
-    if provider == "none":
-        added_case.cache_clear()
+# --- folded, beside inference engines ----------------------------------------------------------------------------------------
+ENGINES = ("ours", "eager", "compiled", "ONNX Runtime", "OpenVINO", "read")
+
+
+def folded(batch: int, device: torch.device) -> Case:
+    shape = HeadShape(HEAD_STAGES, 1000, batch, 4)
+    sets = feature_maps(HEAD_STAGES, batch, "fp32", "nchw", cold_sets(shape.map_bytes(), device), device)
+    heads = variants(("ours", "eager"), torch.float32, 1000, device)
+    ours, eager = heads["ours"].fold(), heads["eager"].fold()
+
+    def run(head: Any, i: int) -> Tensor:
+        with torch.inference_mode():
+            return head(sets[i])
+
+    providers = {"ours": Provider(partial(run, ours), "ours"), "eager": Provider(partial(run, eager), "peer")}
+    providers["compiled"] = Provider(partial(run, peers.compiled(eager)), "peer")
+    missing = {}
+    for name, engine in (("ONNX Runtime", peers.onnxruntime_head), ("OpenVINO", peers.openvino_head)):
+        try:
+            if device.type != "cpu":
+                raise Unavailable(f"measured on the CPU only, not on {device.type}")
+            providers[name] = Provider(engine(peers.onnx_head(eager.weight, eager.bias, HEAD_STAGES, batch), sets), "peer")
+        except Unavailable as reason:
+            missing[name] = str(reason)
+    providers["read"] = limit_read([[*s, eager.weight] for s in sets])
+    about = {"pass": "forward", "dtype": "fp32", "layout": "nchw", "batch": batch, "pixels": 224, "classes": 1000, "inputs": "cold"}
+    return Case(
+        "folded head",
+        f"folded head, forward fp32 nchw B={batch}",
+        "device",
+        providers,
+        about,
+        len(sets),
+        shape.forward_bytes(),
+        batch,
+        expected=lambda: [heads["eager"](list(sets[0]))],
+        missing=missing,
+    )
 
 
 # --- host time ------------------------------------------------------------------------------------------------------------
-@cache
-def host_case() -> Case:
-    maps = [torch.randn(1, 4, 2, 2) for _ in range(4)]
-    head = FusedInterflowHead((4,) * 4, 4)
+HOST = ("raw operator", "head(xs)", "eager head(xs)", "torch.empty")
+
+
+def host(device: torch.device) -> Case:
+    maps = [torch.randn(1, 4, 2, 2, device=device) for _ in range(4)]
+    head = FusedInterflowHead((4,) * 4, 4).to(device)
     eager = head.to_eager()
     raw = torch.ops.interflow_kernels.interflow_head.default
     arguments = (maps, head.weight, head.bias, head.attention_weight, None, "nxn", (1, 1), False, None)
 
-    def repeated(f: Any) -> Any:
-        def call(_: int) -> None:
-            with torch.inference_mode():
-                for _ in range(100):
-                    f()
+    def repeated(f: Callable[[], Any], _: int) -> Any:
+        with torch.inference_mode():
+            for _ in range(100):
+                y = f()
+        return y
 
-        return call
-
-    providers = {
-        "raw operator": repeated(lambda: raw(*arguments)),
-        "head(xs)": repeated(lambda: head(maps)),
-        "eager head(xs)": repeated(lambda: eager(maps)),
-        "torch.empty": repeated(lambda: torch.empty(4, 4)),
-    }
-    return Case("host time of 100 calls, tiny inputs, inference_mode", providers, 1, target={"raw_us": 9.0, "head_us": 16.0}, seconds=6)
-
-
-@pytest.mark.parametrize("provider", ["raw operator", "head(xs)", "eager head(xs)", "torch.empty"])
-def test_host_time(benchmark: Any, provider: str) -> None:
-    info = record(benchmark, host_case(), provider)
-    benchmark.extra_info["us_per_call"] = round(info["p50_us"] / 100, 2)
+    calls = {"raw operator": lambda: raw(*arguments)[0], "head(xs)": lambda: head(maps), "eager head(xs)": lambda: eager(maps)}
+    providers = {name: Provider(partial(repeated, f), "peer" if name.startswith("eager") else "ours") for name, f in calls.items()}
+    providers["torch.empty"] = Provider(partial(repeated, lambda: torch.empty(4, 4, device=device)), "limit", bytes=1)
+    about = {"pass": "forward", "dtype": "fp32", "layout": "nchw", "batch": 1, "inputs": "warm"}
+    targets = {"raw operator": [goals.host_time(9)], "head(xs)": [goals.host_time(16)]}
+    return Case(
+        "host time", "head, host time of a call, tiny inputs", "wall", providers, about, repeats=100, expected=lambda: [eager(maps)], goals=targets, bytes=0
+    )

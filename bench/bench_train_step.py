@@ -1,0 +1,111 @@
+"""Whole networks: VGG-16 with Interflow, fused and in plain PyTorch, against the plain VGG-16; inference and a training step."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import interflow_vision
+import torch
+import torch.nn.functional as F
+from harness import goals, peers
+from harness.case import Case, Kind, Plan, Provider
+from harness.inputs import FORMATS
+from harness.memory import saved_bytes
+from harness.run import Session
+from torch import Tensor, nn
+
+CLASSES = 10
+NETWORKS: dict[str, tuple[Kind, dict[str, str]]] = {
+    "Interflow fused": ("ours", {"head": "fused", "stage": "fused"}),
+    "Interflow naive": ("peer", {"head": "eager", "stage": "eager"}),
+    "plain": ("base", {"head": "last", "stage": "eager"}),
+}
+TOLERANCE = 5e-3  # logits and gradients of 13 convolutions in fp32, which sum in another order behind the tap's bias
+
+
+def plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    # model, pass, pixels, batch, width, layout, compiled, seconds
+    yield plan("vgg16", "training step", 32, 64, 1.0, "nchw", False, device, 60)
+    yield plan("vgg16", "inference", 32, 64, 1.0, "nchw", False, device, 15)
+    yield plan("vgg16_bn", "training step", 32, 64, 0.25, "nchw", False, device, 8)
+    if not full:
+        return
+    for model in ("vgg16", "vgg16_bn"):
+        for direction in ("training step", "inference"):
+            for layout in FORMATS:
+                for compiled in (False, True):
+                    if (model, layout, compiled) != ("vgg16", "nchw", False):  # those of the quick set
+                        yield plan(model, direction, 32, 64, 1.0, layout, compiled, device, 60)
+                    for batch in (1, 4):
+                        yield plan(model, direction, 224, batch, 1.0, layout, compiled, device, 60)
+
+
+def test_case(benchmark: Any, plan: Plan, provider: str, session: Session) -> None:
+    session.record(benchmark, plan, provider)
+
+
+def plan(model: str, direction: str, pixels: int, batch: int, width: float, layout: str, compiled: bool, device: torch.device, seconds: float) -> Plan:
+    name = f"{model}, {direction}, {pixels}px fp32 {layout} B={batch}" + f" width {width:g}" * (width != 1) + " compiled" * compiled
+    return Plan(name, tuple(NETWORKS), partial(network, name, model, direction, pixels, batch, width, layout, compiled, device), seconds)
+
+
+def network(name: str, model: str, direction: str, pixels: int, batch: int, width: float, layout: str, compiled: bool, device: torch.device) -> Case:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    training = direction == "training step"
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    nets = {key: interflow_vision.create_model(model, num_classes=CLASSES, width=width, **options) for key, (_, options) in NETWORKS.items()}
+    ours = nets["Interflow fused"]
+    for key, net in nets.items():
+        (net if key == "Interflow naive" else net.features).load_state_dict((ours if key == "Interflow naive" else ours.features).state_dict())
+        net.to(device=device, memory_format=FORMATS[layout]).train(training)
+    ways: dict[str, nn.Module] = {key: peers.compiled(net) if compiled else net for key, net in nets.items()}
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, pixels, pixels, generator=generator).to(device, memory_format=FORMATS[layout])
+    target = (torch.arange(batch) % CLASSES).to(device)
+    optimizers = {key: torch.optim.SGD(net.parameters(), lr=1e-4) for key, net in nets.items()}
+
+    def infer(key: str, _: int) -> Tensor:
+        with torch.inference_mode():
+            return ways[key](x)
+
+    def step(key: str, _: int) -> None:
+        optimizers[key].zero_grad()
+        F.cross_entropy(ways[key](x), target).backward()
+        optimizers[key].step()
+
+    def loss(key: str) -> Tensor:
+        return F.cross_entropy(ways[key](x), target)
+
+    def gradients(key: str, way: nn.Module) -> list[Tensor]:
+        """Logits, and the gradients of the first and the last convolution."""
+        y = way(x)
+        convolutions = [layer.weight for layer in nets[key].features.modules() if isinstance(layer, nn.Conv2d)]
+        return [y, *torch.autograd.grad(F.cross_entropy(y, target), [convolutions[0], convolutions[-1]])]
+
+    def provider(key: str, kind: Kind) -> Provider:
+        if not training:
+            return Provider(partial(infer, key), kind)
+        saved = partial(saved_bytes, partial(loss, key), [x, *nets[key].parameters(), *nets[key].buffers()])
+        return Provider(partial(step, key), kind, result=lambda: gradients(key, ways[key]), saved=saved)
+
+    def expected() -> list[Tensor]:
+        naive = nets["Interflow naive"]
+        if training:
+            return gradients("Interflow naive", naive)
+        with torch.inference_mode():
+            return [naive(x)]
+
+    goal = goals.faster_than("plain", 1.0, low=0.98)
+    return Case(
+        "network",
+        name,
+        "wall",
+        {key: provider(key, kind) for key, (kind, _) in NETWORKS.items()},
+        {"pass": direction, "dtype": "fp32", "layout": layout, "batch": batch, "pixels": pixels, "classes": CLASSES, "model": model, "compiled": compiled},
+        images=batch,
+        expected=expected,
+        tolerance=TOLERANCE,
+        goals={"Interflow fused": [goal] if pixels == 32 and batch == 64 and width == 1 and not compiled else []},
+        memory=training,
+    )

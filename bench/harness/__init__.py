@@ -1,0 +1,1 @@
+"""How things are measured: cases, clocks, the gate, the machine, statistics. Nothing here knows what is measured."""

@@ -7,8 +7,8 @@ namespace interflow::INTERFLOW_ISA {
 // exp(x) for x <= 0: x = n ln 2 + r, a polynomial of degree 6 in r (S. Moshier's Cephes coefficients), n into the exponent.
 INTERFLOW_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
   Vec<float> lowest = broadcast(-87.0f);
-  auto underflow = x < lowest;
-  Vec<float> clamped = underflow ? lowest : x;
+  auto underflow = less(x, lowest);
+  Vec<float> clamped = select(underflow, lowest, x);
   Vec<float> shifted = fma(clamped, broadcast(1.44269504088896341f), broadcast(12582912.0f));  // 1.5 * 2^23: rounds to an integer
   Vec<float> n = shifted - broadcast(12582912.0f);
   Vec<float> r = fma(n, broadcast(-0.693359375f), clamped);
@@ -22,7 +22,7 @@ INTERFLOW_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
   e = fma(e, r * r, r + broadcast(1.0f));
   U32x8 power = (bits<U32x8>(shifted) - 0x4b400000u + 127u) << 23;
   Vec<float> result = e * bits<Vec<float>>(power);
-  return underflow ? Vec<float>{} : result;
+  return select(underflow, Vec<float>{}, result);
 }
 INTERFLOW_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
   for (int j = 0; j < kLanes<double>; ++j) x[j] = std::exp(x[j]);
@@ -46,7 +46,7 @@ INTERFLOW_INLINE Vec<Acc> gates(const Vec<Acc>* z, Vec<Acc>* gate, int n, const 
     Vec<Acc> s = broadcast(offset[i]);
     for (int j = 0; j < n; ++j) s = fma(broadcast(matrix[i * n + j]), z[j], s);
     gate[i] = s;
-    highest = i == 0 ? s : (s > highest ? s : highest);
+    highest = i == 0 ? s : select(less(highest, s), s, highest);
   }
   Vec<Acc> sum{};
   for (int i = 0; i < n; ++i) {

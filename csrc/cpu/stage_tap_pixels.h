@@ -48,7 +48,7 @@ INTERFLOW_INLINE void tap_pixel(const T* pixel, int64_t channels, const Acc* shi
       if (q >= channels) break;
       int64_t count = std::min(L, channels - q);
       Vec<Acc> v = rectified<T, Acc>(count == L ? load(pixel + q) : load_partial<Acc>(pixel + q, count), load(shift + q));
-      if (count < L) v = lane_numbers<Acc>() < int(count) ? v : Vec<Acc>{};
+      if (count < L) v = select(first_lanes<Acc>(count), v, Vec<Acc>{});
       store(sums + q, load(sums + q) + v);
       if constexpr (kMask) found |= sign_bits<Acc>(passes<Acc>(v)) << (q - c);
     }

@@ -51,17 +51,17 @@ INTERFLOW_INLINE Vec<Acc> tap_rows(const T* top, const T* bottom, int64_t width,
   // The rest: what lies outside the map becomes 0 and passes nothing
   for (; x < width; x += 2 * L) {
     int64_t columns = std::min(width - x, 2 * L), windows = (columns + 1) / 2, complete = bottom ? columns / 2 : 0;
-    Lanes<Acc> in_first = lane_numbers<Acc>() < int(windows), in_second = lane_numbers<Acc>() < int(columns / 2);
+    Lanes<Acc> in_first = first_lanes<Acc>(windows), in_second = first_lanes<Acc>(columns / 2);
     Pair<Acc> a = load_split(Readable<2 * L, T>(top + x, columns, end).p), b{};
     if (bottom) b = load_split(Readable<2 * L, T>(bottom + x, columns, end).p);
     Lanes<Acc> below = Lanes<Acc>{} - int(bottom != nullptr);
-    TapWindow<Acc> window{{in_first ? rectified<T, Acc>(a.first, shift) : Vec<Acc>{}, in_second ? rectified<T, Acc>(a.second, shift) : Vec<Acc>{},
-                           in_first & below ? rectified<T, Acc>(b.first, shift) : Vec<Acc>{}, in_second & below ? rectified<T, Acc>(b.second, shift) : Vec<Acc>{}}};
+    auto inside = [&](Lanes<Acc> in, Vec<Acc> u) INTERFLOW_LAMBDA { return select(in, rectified<T, Acc>(u, shift), Vec<Acc>{}); };
+    TapWindow<Acc> window{{inside(in_first, a.first), inside(in_second, a.second), inside(in_first & below, b.first), inside(in_second & below, b.second)}};
     sum += window.sum();
     Vec<Acc> maximum = window.template maximum<kMask>(byte);
     if (complete > 0) store_partial(m + x / 2, maximum, complete);
     if constexpr (kMask) {
-      Bytes<Acc> narrow = to_bytes<Acc>(byte & (lane_numbers<Acc>() < int(complete) ? Lanes<Acc>{} + 0xff : Lanes<Acc>{} + 0x0f));
+      Bytes<Acc> narrow = to_bytes<Acc>(byte & (first_lanes<Acc>(complete) | 0x0f));
       copy_few<L>(mask + x / 2, &narrow, windows);
     }
   }
@@ -78,7 +78,7 @@ INTERFLOW_INLINE Vec<Acc> tap_run(const T* p, int64_t n, const T* end, Vec<Acc> 
 #pragma GCC unroll 2
     for (int64_t q = 0; q < 8 / L; ++q) {
       Vec<Acc> v = rectified<T, Acc>(load(from + q * L), shift);
-      if (count < 8) v = lane_numbers<Acc>() + int(q * L) < int(count) ? v : Vec<Acc>{};
+      if (count < 8) v = select(first_lanes<Acc>(count - q * L), v, Vec<Acc>{});
       sums[q] += v;
       if constexpr (kMask) found |= sign_bits<Acc>(passes<Acc>(v)) << (q * L);
     }

@@ -6,13 +6,13 @@ namespace interflow::INTERFLOW_ISA {
 template <class T, class Acc>
 INTERFLOW_INLINE Vec<Acc> rectified(Vec<Acc> u, Vec<Acc> shift) {
   Vec<Acc> x = rounded_sum<T, Acc>(u + shift);
-  return Vec<Acc>{} > x ? Vec<Acc>{} : x;
+  return select(less(x, Vec<Acc>{}), Vec<Acc>{}, x);
 }
 
 // Whether the gradient passes a rectified value: not v <= 0.
 template <class Acc>
 INTERFLOW_INLINE Lanes<Acc> passes(Vec<Acc> v) {
-  return ~(v <= Vec<Acc>{});
+  return ~less_equal(v, Vec<Acc>{});
 }
 
 // Four elements of a window: 0 1 in the upper row, 2 3 below.
@@ -29,9 +29,9 @@ struct TapWindow {
     Lanes<Acc> code = Lanes<Acc>{} + 0x10;
 #pragma GCC unroll 3
     for (int j = 1; j < 4; ++j) {
-      Lanes<Acc> take = (v[j] > m) | (v[j] != v[j]);
-      m = take ? v[j] : m;
-      if constexpr (kMask) code = take ? Lanes<Acc>{} + (0x10 << j) : code;
+      Lanes<Acc> take = less(m, v[j]) | is_nan(v[j]);
+      m = select(take, v[j], m);
+      if constexpr (kMask) code = select(take, Lanes<Acc>{} + (0x10 << j), code);
     }
     if constexpr (kMask) {
       Lanes<Acc> pass = passes<Acc>(v[0]) & 1;
@@ -51,7 +51,7 @@ struct TapGradient {
   INTERFLOW_INLINE TapGradient(Lanes<Acc> byte, Vec<Acc> gm, Vec<Acc> gp) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      Lanes<Acc> pass = (byte & (1 << j)) != 0, is_maximum = (byte & (0x10 << j)) != 0;
+      Lanes<Acc> pass = has_bits(byte, 1 << j), is_maximum = has_bits(byte, 0x10 << j);
       d[j] = bits<Vec<Acc>>(pass & bits<Lanes<Acc>>(gp + bits<Vec<Acc>>(is_maximum & bits<Lanes<Acc>>(gm))));
     }
   }

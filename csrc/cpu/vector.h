@@ -29,6 +29,7 @@ typedef uint16_t U16x8 __attribute__((vector_size(16)));
 // What comparisons of Vec<Acc> give: all bits of a lane or none.
 template <class Acc>
 using Lanes = decltype(Vec<Acc>{} < Vec<Acc>{});
+typedef Lanes<float> I32x8;
 
 template <class Acc>
 INTERFLOW_INLINE Lanes<Acc> lane_numbers() {
@@ -36,15 +37,6 @@ INTERFLOW_INLINE Lanes<Acc> lane_numbers() {
     return Lanes<Acc>{0, 1, 2, 3, 4, 5, 6, 7};
   else
     return Lanes<Acc>{0, 1, 2, 3};
-}
-
-template <int... I, class V>
-INTERFLOW_INLINE V shuffle(V a, V b) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, decltype(a < b){I...});
-#endif
 }
 
 template <class To, class From>
@@ -60,6 +52,75 @@ INTERFLOW_INLINE V load_bytes(const T* p) {
   V v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
+}
+
+// --- what GCC would take apart lane by lane where registers have 16 bytes: done in two halves there --------------------
+template <class E>
+struct HalfOf {
+  typedef E type __attribute__((vector_size(16)));
+};
+template <class V>
+using HalfVec = typename HalfOf<std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>>::type;
+
+template <class V>
+INTERFLOW_INLINE HalfVec<V> half(const V& v, int which) {
+  return load_bytes<HalfVec<V>>(reinterpret_cast<const char*>(&v) + 16 * which);
+}
+template <class V, class H>
+INTERFLOW_INLINE V join(H low, H high) {
+  static_assert(2 * sizeof(H) == sizeof(V));
+  V v;
+  __builtin_memcpy(&v, &low, 16);
+  __builtin_memcpy(reinterpret_cast<char*>(&v) + 16, &high, 16);
+  return v;
+}
+
+template <class Result, class F, class... V>
+INTERFLOW_INLINE Result lanewise(F f, const V&... v) {
+#if defined(INTERFLOW_AVX2)
+  return f(v...);
+#else
+  return join<Result>(f(half(v, 0)...), f(half(v, 1)...));
+#endif
+}
+template <class V>
+using LanesOf = decltype(V{} < V{});
+
+template <class V>
+INTERFLOW_INLINE LanesOf<V> less(V a, V b) {
+  return lanewise<LanesOf<V>>([](auto x, auto y) INTERFLOW_LAMBDA { return x < y; }, a, b);
+}
+template <class V>
+INTERFLOW_INLINE LanesOf<V> less_equal(V a, V b) {
+  return lanewise<LanesOf<V>>([](auto x, auto y) INTERFLOW_LAMBDA { return x <= y; }, a, b);
+}
+template <class V>
+INTERFLOW_INLINE LanesOf<V> is_nan(V a) {
+  return lanewise<LanesOf<V>>([](auto x) INTERFLOW_LAMBDA { return x != x; }, a);
+}
+// All bits of a lane where it has one of `some`.
+template <class L>
+INTERFLOW_INLINE L has_bits(L a, int some) {
+  return lanewise<L>([&](auto x) INTERFLOW_LAMBDA { return (x & some) != 0; }, a);
+}
+template <class L, class V>
+INTERFLOW_INLINE V select(L mask, V a, V b) {
+  return lanewise<V>([](auto m, auto x, auto y) INTERFLOW_LAMBDA { return m ? x : y; }, mask, a, b);
+}
+
+// All bits of the first n lanes; n may be negative or more than there are.
+template <class Acc>
+INTERFLOW_INLINE Lanes<Acc> first_lanes(int64_t n) {
+  return less(lane_numbers<Acc>(), Lanes<Acc>{} + int(n));
+}
+
+template <int... I, class V>
+INTERFLOW_INLINE V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, LanesOf<V>{I...});
+#endif
 }
 
 template <class Acc>
@@ -81,7 +142,7 @@ INTERFLOW_INLINE Vec<float> load(const Half* p) {
   // Exponent and mantissa moved to fp32's places, then scaled by 2^112: exact for subnormals too. Inf and NaN keep all exponent bits.
   U32x8 h = __builtin_convertvector(load_bytes<U16x8>(p), U32x8);
   U32x8 magnitude = (h & 0x7fffu) << 13;
-  U32x8 special = (U32x8)(magnitude >= 0x0f800000u) & 0x7f800000u;
+  U32x8 special = (U32x8)less(I32x8{} + 0x0f7fffff, (I32x8)magnitude) & 0x7f800000u;
   U32x8 scaled = bits<U32x8>(bits<Vec<float>>(magnitude) * 0x1p112f);
   return bits<Vec<float>>(scaled | special | ((h & 0x8000u) << 16));
 #endif
@@ -113,20 +174,36 @@ template <class T>
 INTERFLOW_INLINE auto load_split(const T* p) {
   using Acc = decltype(load(p)[0] + 0);
   Vec<Acc> a = load(p), b = load(p + kLanes<Acc>);
+#if defined(INTERFLOW_AVX2)
   if constexpr (sizeof(Acc) == 4)
     return Pair<Acc>{shuffle<0, 2, 4, 6, 8, 10, 12, 14>(a, b), shuffle<1, 3, 5, 7, 9, 11, 13, 15>(a, b)};
   else
     return Pair<Acc>{shuffle<0, 2, 4, 6>(a, b), shuffle<1, 3, 5, 7>(a, b)};
+#else
+  auto a0 = half(a, 0), a1 = half(a, 1), b0 = half(b, 0), b1 = half(b, 1);
+  if constexpr (sizeof(Acc) == 4)
+    return Pair<Acc>{join<Vec<Acc>>(shuffle<0, 2, 4, 6>(a0, a1), shuffle<0, 2, 4, 6>(b0, b1)), join<Vec<Acc>>(shuffle<1, 3, 5, 7>(a0, a1), shuffle<1, 3, 5, 7>(b0, b1))};
+  else
+    return Pair<Acc>{join<Vec<Acc>>(shuffle<0, 2>(a0, a1), shuffle<0, 2>(b0, b1)), join<Vec<Acc>>(shuffle<1, 3>(a0, a1), shuffle<1, 3>(b0, b1))};
+#endif
 }
 INTERFLOW_INLINE Pair<float> load_split(const BFloat16* p) { return load_pair(p); }
 
 // The inverse: first[0], second[0], first[1], ... as two vectors in order.
 template <class Acc>
 INTERFLOW_INLINE Pair<Acc> interleave(Vec<Acc> first, Vec<Acc> second) {
+#if defined(INTERFLOW_AVX2)
   if constexpr (sizeof(Acc) == 4)
     return {shuffle<0, 8, 1, 9, 2, 10, 3, 11>(first, second), shuffle<4, 12, 5, 13, 6, 14, 7, 15>(first, second)};
   else
     return {shuffle<0, 4, 1, 5>(first, second), shuffle<2, 6, 3, 7>(first, second)};
+#else
+  auto f0 = half(first, 0), f1 = half(first, 1), s0 = half(second, 0), s1 = half(second, 1);
+  if constexpr (sizeof(Acc) == 4)
+    return {join<Vec<Acc>>(shuffle<0, 4, 1, 5>(f0, s0), shuffle<2, 6, 3, 7>(f0, s0)), join<Vec<Acc>>(shuffle<0, 4, 1, 5>(f1, s1), shuffle<2, 6, 3, 7>(f1, s1))};
+  else
+    return {join<Vec<Acc>>(shuffle<0, 2>(f0, s0), shuffle<1, 3>(f0, s0)), join<Vec<Acc>>(shuffle<0, 2>(f1, s1), shuffle<1, 3>(f1, s1))};
+#endif
 }
 
 // At most kMost bytes (a power of two), in halving pieces: a call of memcpy costs more.
@@ -209,7 +286,7 @@ INTERFLOW_INLINE void store_exact(Half* p, Vec<float> v) {
   // The inverse of load: scaled by 2^-112 the exponent is fp16's, in fp32's places; inf and NaN get all exponent bits
   U32x8 word = bits<U32x8>(v), magnitude = word & 0x7fffffffu;
   U32x8 scaled = bits<U32x8>(bits<Vec<float>>(magnitude) * 0x1p-112f) >> 13;
-  U32x8 special = (U32x8)(magnitude >= 0x7f800000u), nan = (U32x8)(magnitude > 0x7f800000u);
+  U32x8 special = (U32x8)less(I32x8{} + 0x7f7fffff, (I32x8)magnitude), nan = (U32x8)less(I32x8{} + 0x7f800000, (I32x8)magnitude);
   U32x8 h = (special & (0x7c00u | (nan & 0x200u))) | (~special & scaled) | ((word >> 16) & 0x8000u);
   U16x8 narrow = __builtin_convertvector(h, U16x8);
 #endif
@@ -218,7 +295,7 @@ INTERFLOW_INLINE void store_exact(Half* p, Vec<float> v) {
 INTERFLOW_INLINE void store(BFloat16* p, Vec<float> v) {
   U32x8 word = bits<U32x8>(v);
   U32x8 rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
-  U32x8 nan = (U32x8)((word & 0x7fffffffu) > 0x7f800000u);
+  U32x8 nan = (U32x8)is_nan(v);
   U16x8 narrow = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), U16x8);
   __builtin_memcpy(p, &narrow, sizeof narrow);
 }
@@ -231,9 +308,9 @@ INTERFLOW_INLINE void store(Half* p, Vec<float> v) {
   U32x8 word = bits<U32x8>(v), sign = word & 0x80000000u;
   Vec<float> magnitude = bits<Vec<float>>(word & 0x7fffffffu);
   Vec<float> normal = bits<Vec<float>>((bits<U32x8>(magnitude) + 0xfffu + ((word >> 13) & 1u)) & 0xffffe000u);
-  Vec<float> grid = magnitude < broadcast(0x1p-14f) ? (magnitude + broadcast(0.75f)) - broadcast(0.75f) : normal;
-  grid = grid >= broadcast(65536.0f) ? broadcast(__builtin_inff()) : grid;
-  grid = magnitude != magnitude ? magnitude : grid;
+  Vec<float> grid = select(less(magnitude, broadcast(0x1p-14f)), (magnitude + broadcast(0.75f)) - broadcast(0.75f), normal);
+  grid = select(less(grid, broadcast(65536.0f)), grid, broadcast(__builtin_inff()));
+  grid = select(is_nan(magnitude), magnitude, grid);
   store_exact(p, bits<Vec<float>>(bits<U32x8>(grid) | sign));
 #endif
 }
@@ -257,7 +334,7 @@ INTERFLOW_INLINE Vec<Acc> rounded_sum(Vec<Acc> x) {
     Vec<float> y = bits<Vec<float>>((word + 0xfffu + ((word >> 13) & 1u)) & 0xffffe000u);
     U32x8 infinity = (bits<U32x8>(y) & 0x80000000u) | 0x7f800000u;
     Vec<float> magnitude = bits<Vec<float>>(bits<U32x8>(y) & 0x7fffffffu);
-    return magnitude >= broadcast(65536.0f) ? bits<Vec<float>>(infinity) : y;
+    return select(less_equal(broadcast(65536.0f), magnitude), bits<Vec<float>>(infinity), y);
   } else {
     return x;
   }
@@ -311,7 +388,7 @@ INTERFLOW_INLINE unsigned sign_bits(Lanes<Acc> mask) {
 template <class Acc>
 INTERFLOW_INLINE Lanes<Acc> lanes_of_bits(unsigned found) {
   Lanes<Acc> one = (Lanes<Acc>{} + 1) << lane_numbers<Acc>();
-  return ((Lanes<Acc>{} + int(found)) & one) != 0;
+  return less(Lanes<Acc>{}, (Lanes<Acc>{} + int(found)) & one);
 }
 
 // One number, rounded to a dtype that is known at run time only.

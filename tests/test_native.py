@@ -1,0 +1,28 @@
+"""The CPU kernels outside Python: under AddressSanitizer, and the same bytes from every instruction set."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["stage_tap"])
+def test_instruction_sets_agree_and_stay_inside_their_tensors(stem, tmp_path):
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler (CXX, g++)")
+    sources = [ROOT / f"tests/native/{stem}_driver.cpp", *(ROOT / f"csrc/cpu/{stem}_{isa}.cpp" for isa in ("baseline", "avx2"))]
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-psabi", "-fsanitize=address"]
+    include = Path(torch.__file__).parent / "include"
+    build = [compiler, *flags, f"-I{ROOT / 'csrc'}", f"-isystem{include}", *map(str, sources), "-o", str(tmp_path / "driver")]
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    ran = subprocess.run([tmp_path / "driver"], capture_output=True, text=True, env={**os.environ, "LD_PRELOAD": ""})
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
+    assert ran.stdout == "2880 cases\n"

@@ -19,7 +19,11 @@ with ik.backend("native"):
     y = head(maps)
 y.sum().backward()
 assert torch.allclose(y, head.to_eager()(maps), atol=1e-5)
-print(f"wheel: the fused head runs beside torch {torch.__version__}, numpy {'present' if 'numpy' in sys.modules else 'not imported'}")
+with ik.backend("native"):
+    m, p = ik.stage_tap(maps[0], max_pool=True)
+(m.sum() + p.sum()).backward()
+assert torch.equal(m, torch.nn.functional.max_pool2d(maps[0].relu(), 2, 2))
+print(f"wheel: the fused head and the stage tap run beside torch {torch.__version__}, numpy {'present' if 'numpy' in sys.modules else 'not imported'}")
 """
 
 

@@ -12,7 +12,21 @@ from . import reference
 from .modules import InterflowHead
 from .reference import ATTENTIONS
 
-__all__ = ["ATTENTIONS", "LAYOUTS", "TOLERANCE", "HeadCase", "Tolerance", "assert_close", "gradients", "head_inputs", "in_layout", "magnitudes"]
+__all__ = [
+    "ATTENTIONS",
+    "LAYOUTS",
+    "TOLERANCE",
+    "HeadCase",
+    "TapCase",
+    "Tolerance",
+    "assert_close",
+    "assert_same_bits",
+    "gradients",
+    "head_inputs",
+    "in_layout",
+    "magnitudes",
+    "tap_inputs",
+]
 
 
 class Tolerance(NamedTuple):
@@ -89,6 +103,39 @@ def head_inputs(case: HeadCase, seed: int = 0) -> list[Tensor]:
     return [in_layout(x, case.layout) for x in maps]
 
 
+@dataclass(frozen=True)
+class TapCase:
+    """One stage tap: u is [B, C, H, W]. shift: "none", "own" (u's dtype), "fp32" or "strided" (fp32, every third of more)."""
+
+    shape: tuple[int, int, int, int] = (2, 19, 9, 13)
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    max_pool: bool = True
+    shift: str = "fp32"
+    special: bool = False  # NaN of either sign, infinities, -0, subnormals and the largest fp16 numbers strewn in
+
+
+def tap_inputs(case: TapCase, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """u, normally distributed in steps of 1/4 so that windows have ties, and shift, in the same steps."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: (torch.randn(*shape, generator=generator, dtype=torch.float64) * 4).round() / 4  # noqa: E731
+    u, shift = draw(*case.shape), draw(3 * case.shape[1])
+    if case.special:
+        small = torch.finfo(case.dtype).smallest_normal / 4
+        strewn = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, small, -small, 65504.0, -65504.0], dtype=torch.float64)
+        for tensor, share in ((u, 0.3), (shift, 0.2)):
+            chosen = strewn[torch.randint(len(strewn), tensor.shape, generator=generator)]
+            tensor.copy_(torch.where(torch.rand(tensor.shape, generator=generator) < share, chosen, tensor))
+    u, shift = u.to(case.dtype), shift.to(case.dtype if case.shift == "own" else torch.float32)
+    if case.special:  # every other NaN becomes a negative one; a conversion between dtypes would lose the sign
+        for tensor in (u, shift):
+            words = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+            negative = tensor.isnan() & (torch.rand(tensor.shape, generator=generator) < 0.5)
+            words.copy_(torch.where(negative, words | torch.iinfo(words.dtype).min, words))
+    u = in_layout(u, case.layout)
+    return u, None if case.shift == "none" else shift[::3] if case.shift == "strided" else shift[: case.shape[1]]
+
+
 def gradients(
     head: InterflowHead, features: Sequence[Tensor], dy: Tensor | None, dbranches: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
@@ -162,3 +209,14 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float |
     what = f"{name}{list(place)}: {a[place].item()!r}, expected {e[place].item()!r}"
     assert value <= row.sums, f"{what}, an error of {value:.2e} of the magnitude beyond its rounding, allowed {row.sums:.1e}"
     return value
+
+
+def assert_same_bits(name: str, actual: Tensor, expected: Tensor) -> None:
+    """Raises AssertionError with the first element that differs in any bit (so -0 is not 0); NaN of any kind meets NaN."""
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
+    a, e = actual.detach().contiguous(), expected.detach().contiguous()
+    differ = ((a.view(whole) != e.view(whole)) & ~(a.isnan() & e.isnan())).nonzero()
+    place = tuple(differ[0].tolist()) if len(differ) else ()
+    assert not len(differ), f"{name}{list(place)}: {a[place].item()!r}, expected {e[place].item()!r}; {len(differ)} of {a.numel()} elements differ"

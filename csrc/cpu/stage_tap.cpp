@@ -24,12 +24,13 @@ const TapKernels& tap_kernels() {
 
 TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool) {
   TapPlan plan{s, dtype, max_pool, 0, 1};
+  if (s.batch == 0 || s.channels == 0) return plan;
   int64_t element = element_size(dtype), all = s.channels;
   if (s.channels_last) {
     all = max_pool ? s.windows_h() * s.windows_w() : s.pixels();
-    plan.part_size = std::max<int64_t>(1, kUnitBytes / (s.channels * element * (max_pool ? 4 : 1)));
+    plan.part_size = std::max<int64_t>(1, kUnitBytes / (element * (max_pool ? 4 : 1)) / s.channels);
   } else {
-    plan.part_size = std::max<int64_t>(1, kUnitBytes / (s.pixels() * element));
+    plan.part_size = std::max<int64_t>(1, kUnitBytes / element / s.pixels());
   }
   plan.parts = (all + plan.part_size - 1) / plan.part_size;
   return plan;

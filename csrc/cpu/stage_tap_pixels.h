@@ -2,10 +2,26 @@
 
 namespace interflow::INTERFLOW_ISA {
 
-constexpr int64_t kTapSlab = 512;  // channels that a unit sums at a time: 2-4 KB of sums in L1
+constexpr int64_t kTapSlab = 512;  // channels that a unit sums at a time: 6-8 KB of sums in L1
 
 // Bytes that a window's reads are asked for ahead; measured in docs/decisions.md.
 constexpr int64_t kPixelsAhead = 256;
+
+// Sums of a slab's channels: of kTapRun windows or pixels in Acc, of all in double.
+template <class Acc>
+struct TapSums {
+  alignas(64) Acc few[kTapSlab];
+  alignas(64) double all[kTapSlab];
+  int64_t count;
+
+  explicit TapSums(int64_t channels) : count((channels + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>) {
+    std::fill(few, few + count, Acc(0));
+    std::fill(all, all + count, 0.0);
+  }
+  void carry() {
+    for (int64_t c = 0; c < count; ++c) all[c] += double(few[c]), few[c] = Acc(0);
+  }
+};
 
 // --- forward: the channels of one window or pixel -------------------------------------------------------------------------
 // pixel[j] null: outside the map. sums[c] += sum of v.
@@ -69,40 +85,43 @@ void tap_pixels(const TapParams& P, int64_t image, int64_t part) {
   uint8_t* mask = kMask ? P.mask + image * s.mask_bytes(max_pool) : nullptr;
   Acc* p = static_cast<Acc*>(P.p) + image * s.channels;
   Acc* out = P.plan.parts > 1 ? static_cast<Acc*>(P.partial) + (image * P.plan.parts + part) * s.channels : p;
-  alignas(64) Acc sums[kTapSlab];
 
   for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
     int64_t channels = std::min(kTapSlab, s.channels - c0);
     const Acc* shift = static_cast<const Acc*>(P.shift) + c0;
-    std::fill(sums, sums + (channels + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>, Acc(0));
+    TapSums<Acc> sums(channels);
     for (int64_t i = first; i < last; ++i) {
+      if (i > first && (i - first) % kTapRun == 0) sums.carry();
       uint8_t* at_mask = kMask ? mask + i * bytes + (max_pool ? c0 : c0 / 8) : nullptr;
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
-        tap_pixel<kMask, Acc, T>(base + h * P.stride_h + w * P.stride_w + c0, channels, shift, sums, at_mask);
+        tap_pixel<kMask, Acc, T>(base + h * P.stride_h + w * P.stride_w + c0, channels, shift, sums.few, at_mask);
         continue;
       }
       const T* corner = base + 2 * h * P.stride_h + 2 * w * P.stride_w + c0;
       bool right = 2 * w + 1 < s.width, below = 2 * h + 1 < s.height;
       const T* pixel[4] = {corner, right ? corner + P.stride_w : nullptr, below ? corner + P.stride_h : nullptr, right && below ? corner + P.stride_h + P.stride_w : nullptr};
       if (right && below)
-        tap_channels<kMask, true, Acc, T>(pixel, channels, shift, sums, m + (h * (s.width / 2) + w) * s.channels + c0, at_mask);
+        tap_channels<kMask, true, Acc, T>(pixel, channels, shift, sums.few, m + (h * (s.width / 2) + w) * s.channels + c0, at_mask);
       else
-        tap_channels<kMask, false, Acc, T>(pixel, channels, shift, sums, nullptr, at_mask);
+        tap_channels<kMask, false, Acc, T>(pixel, channels, shift, sums.few, nullptr, at_mask);
     }
-    if (P.plan.parts > 1)
-      std::copy(sums, sums + channels, out + c0);
-    else
-      for (int64_t c = 0; c < channels; ++c) out[c0 + c] = sums[c] / Acc(s.pixels());
+    sums.carry();
+    double count = P.plan.parts > 1 ? 1.0 : double(s.pixels());
+    for (int64_t c = 0; c < channels; ++c) out[c0 + c] = Acc(sums.all[c] / count);
   }
 
   // The last part of an image to finish adds them all, in order
   if (P.plan.parts > 1 && P.arrivals[image].fetch_add(1, std::memory_order_acq_rel) + 1 == P.plan.parts) {
     const Acc* partial = static_cast<const Acc*>(P.partial) + image * P.plan.parts * s.channels;
-    std::copy(partial, partial + s.channels, p);
-    for (int64_t r = 1; r < P.plan.parts; ++r)
-      for (int64_t c = 0; c < s.channels; ++c) p[c] += partial[r * s.channels + c];
-    for (int64_t c = 0; c < s.channels; ++c) p[c] /= Acc(s.pixels());
+    double sums[kTapSlab];
+    for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
+      int64_t channels = std::min(kTapSlab, s.channels - c0);
+      std::fill(sums, sums + channels, 0.0);
+      for (int64_t r = 0; r < P.plan.parts; ++r)
+        for (int64_t c = 0; c < channels; ++c) sums[c] += double(partial[r * s.channels + c0 + c]);
+      for (int64_t c = 0; c < channels; ++c) p[c0 + c] = Acc(sums[c] / double(s.pixels()));
+    }
   }
 }
 
@@ -152,20 +171,21 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
   const uint8_t* mask = P.mask + image * s.mask_bytes(max_pool);
   T* base = static_cast<T*>(P.du) + image * s.pixels() * s.channels;
   const T* dm = P.dm ? static_cast<const T*>(P.dm) + image * P.dm_stride_b : nullptr;
-  alignas(64) Acc sums[kTapSlab], gp[kTapSlab];
+  alignas(64) Acc gp[kTapSlab];
   T gathered[kTapSlab];
 
   for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
-    int64_t channels = std::min(kTapSlab, s.channels - c0), vectors = (channels + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>;
-    std::fill(sums, sums + vectors, Acc(0));
-    std::fill(gp, gp + vectors, Acc(0));
+    int64_t channels = std::min(kTapSlab, s.channels - c0);
+    TapSums<Acc> sums(channels);
+    std::fill(gp, gp + sums.count, Acc(0));
     if (P.dp)
       for (int64_t c = 0; c < channels; ++c) gp[c] = static_cast<const Acc*>(P.dp)[image * s.channels + c0 + c] / Acc(s.pixels());
     for (int64_t i = first; i < last; ++i) {
+      if (i > first && (i - first) % kTapRun == 0) sums.carry();
       const uint8_t* at_mask = mask + i * bytes + (max_pool ? c0 : c0 / 8);
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
-        tap_pixel_backward<Acc, T>(base + i * s.channels + c0, channels, at_mask, gp, sums);
+        tap_pixel_backward<Acc, T>(base + i * s.channels + c0, channels, at_mask, gp, sums.few);
         continue;
       }
       T* corner = base + (2 * h * s.width + 2 * w) * s.channels + c0;
@@ -177,9 +197,12 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
         gather(gathered, at_dm, channels, P.dm_stride_c);
         at_dm = gathered;
       }
-      tap_channels_backward<Acc, T>(pixel, channels, at_mask, at_dm, gp, sums);
+      tap_channels_backward<Acc, T>(pixel, channels, at_mask, at_dm, gp, sums.few);
     }
-    if (P.dshift) std::copy(sums, sums + channels, static_cast<Acc*>(P.dshift) + (image * P.plan.parts + part) * s.channels + c0);
+    if (!P.dshift) continue;
+    sums.carry();
+    Acc* out = static_cast<Acc*>(P.dshift) + (image * P.plan.parts + part) * s.channels + c0;
+    for (int64_t c = 0; c < channels; ++c) out[c] = Acc(sums.all[c]);
   }
 }
 

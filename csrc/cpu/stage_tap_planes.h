@@ -2,7 +2,14 @@
 
 namespace interflow::INTERFLOW_ISA {
 
-constexpr int64_t kGathered = 512;  // elements of a row (or run) gathered at a time: even, whole bytes of the mask
+// Elements of a row of windows, or of a run, that are summed in Acc and gathered at a time: even, whole bytes of the mask.
+template <class Acc>
+constexpr int64_t kRowPiece = kTapRun * 2 * kLanes<Acc>;
+template <class Acc>
+constexpr int64_t kRunPiece = kTapRun * kLanes<Acc>;
+
+// Vectors that n elements fill, `each` of them to a vector.
+INTERFLOW_INLINE int64_t vectors_of(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 // Bytes that a plane's reads are asked for ahead: with this much arithmetic a load, the processor alone looks too little ahead.
 constexpr int64_t kPlanesAhead = 2048;
@@ -110,39 +117,41 @@ struct Plane {
 };
 
 template <bool kMask, class Acc, class T>
-Vec<Acc> tap_plane(const Plane<T>& plane, Vec<Acc> shift, T* m, uint8_t* mask) {
-  Vec<Acc> sum{};
+double tap_plane(const Plane<T>& plane, Vec<Acc> shift, T* m, uint8_t* mask) {
+  TapSum<Acc> sum;
   int64_t windows_w = (plane.width + 1) / 2;
-  T gathered[2][kGathered];
+  T gathered[2][kRowPiece<Acc>];
   for (int64_t h = 0; h < plane.height; h += 2, m += plane.width / 2, mask += kMask ? windows_w : 0) {
     const T* top = plane.data + h * plane.stride_h;
     const T* bottom = h + 1 < plane.height ? top + plane.stride_h : nullptr;
-    if (plane.stride_w == 1) {
-      sum += tap_rows<kMask, Acc, T>(top, bottom, plane.width, plane.end, shift, m, mask);
-      continue;
-    }
-    for (int64_t x = 0; x < plane.width; x += kGathered) {
-      int64_t n = std::min(kGathered, plane.width - x);
+    for (int64_t x = 0; x < plane.width; x += kRowPiece<Acc>) {
+      int64_t n = std::min(kRowPiece<Acc>, plane.width - x), vectors = vectors_of(n, 2 * kLanes<Acc>);
+      T* at_m = m + x / 2;
+      uint8_t* at_mask = mask + (kMask ? x / 2 : 0);
+      if (plane.stride_w == 1) {
+        sum.add(tap_rows<kMask, Acc, T>(top + x, bottom ? bottom + x : nullptr, n, plane.end, shift, at_m, at_mask), vectors);
+        continue;
+      }
       gather(gathered[0], top + x * plane.stride_w, n, plane.stride_w);
       if (bottom) gather(gathered[1], bottom + x * plane.stride_w, n, plane.stride_w);
-      sum += tap_rows<kMask, Acc, T>(gathered[0], bottom ? gathered[1] : nullptr, n, gathered[1] + kGathered, shift, m + x / 2, mask + (kMask ? x / 2 : 0));
+      sum.add(tap_rows<kMask, Acc, T>(gathered[0], bottom ? gathered[1] : nullptr, n, gathered[1] + kRowPiece<Acc>, shift, at_m, at_mask), vectors);
     }
   }
-  return sum;
+  return sum.total();
 }
 
 template <bool kMask, class Acc, class T>
-Vec<Acc> tap_plane_mean(const Plane<T>& plane, Vec<Acc> shift, uint8_t* mask) {
-  Vec<Acc> sum{};
-  T gathered[kGathered];
+double tap_plane_mean(const Plane<T>& plane, Vec<Acc> shift, uint8_t* mask) {
+  TapSum<Acc> sum;
+  T gathered[kRunPiece<Acc>];
   bool one_run = plane.is_one_run();
-  for (int64_t first = 0, pixels = plane.height * plane.width; first < pixels; first += kGathered) {
-    int64_t n = std::min(kGathered, pixels - first);
+  for (int64_t first = 0, pixels = plane.height * plane.width; first < pixels; first += kRunPiece<Acc>) {
+    int64_t n = std::min(kRunPiece<Acc>, pixels - first);
     if (!one_run) plane.gather_run(gathered, first, n);
     const T* run = one_run ? plane.data + first : gathered;
-    sum += tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kGathered, shift, mask + (kMask ? first / 8 : 0));
+    sum.add(tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kRunPiece<Acc>, shift, mask + (kMask ? first / 8 : 0)), kTapRun);
   }
-  return sum;
+  return sum.total();
 }
 
 template <bool kMask, class Acc, class T>
@@ -155,9 +164,9 @@ void tap_planes(const TapParams& P, int64_t image, int64_t part) {
     Plane<T> plane{static_cast<const T*>(P.u) + image * P.stride_b + c * P.stride_c, s.height, s.width, P.stride_h, P.stride_w, static_cast<const T*>(P.u_end)};
     Vec<Acc> shift = broadcast(static_cast<const Acc*>(P.shift)[c]);
     uint8_t* mask = kMask ? P.mask + plane_number * bytes : nullptr;
-    Vec<Acc> sum = P.plan.max_pool ? tap_plane<kMask, Acc, T>(plane, shift, static_cast<T*>(P.m) + plane_number * maxima, mask)
-                                   : tap_plane_mean<kMask, Acc, T>(plane, shift, mask);
-    static_cast<Acc*>(P.p)[plane_number] = reduce(sum) / Acc(s.pixels());
+    double sum = P.plan.max_pool ? tap_plane<kMask, Acc, T>(plane, shift, static_cast<T*>(P.m) + plane_number * maxima, mask)
+                                 : tap_plane_mean<kMask, Acc, T>(plane, shift, mask);
+    static_cast<Acc*>(P.p)[plane_number] = Acc(sum / double(s.pixels()));
   }
 }
 
@@ -195,43 +204,51 @@ INTERFLOW_INLINE Vec<Acc> tap_rows_backward(T* top, T* bottom, int64_t width, co
 }
 
 template <class Acc, class T>
-Vec<Acc> tap_plane_backward(const TapBackwardParams& P, T* du, const uint8_t* mask, const T* dm, Vec<Acc> gp) {
+double tap_plane_backward(const TapBackwardParams& P, T* du, const uint8_t* mask, const T* dm, Vec<Acc> gp) {
   const TapShape& s = P.plan.shape;
-  Vec<Acc> sum{};
-  T gathered[kGathered / 2];
+  TapSum<Acc> sum;
+  T gathered[kRowPiece<Acc> / 2];
   for (int64_t h = 0; h < s.height; h += 2, mask += s.windows_w()) {
     T* top = du + h * s.width;
     T* bottom = h + 1 < s.height ? top + s.width : nullptr;
-    const T* row = dm ? dm + h / 2 * P.dm_stride_h : nullptr;
-    if (!row || P.dm_stride_w == 1) {
-      sum += tap_rows_backward<Acc, T>(top, bottom, s.width, mask, row, gp);
-      continue;
+    for (int64_t x = 0; x < s.width; x += kRowPiece<Acc>) {
+      int64_t n = std::min(kRowPiece<Acc>, s.width - x);
+      const T* row = dm && bottom ? dm + h / 2 * P.dm_stride_h + x / 2 * P.dm_stride_w : nullptr;
+      if (row && P.dm_stride_w != 1) {
+        gather(gathered, row, n / 2, P.dm_stride_w);
+        row = gathered;
+      }
+      sum.add(tap_rows_backward<Acc, T>(top + x, bottom ? bottom + x : nullptr, n, mask + x / 2, row, gp), vectors_of(n, 2 * kLanes<Acc>));
     }
-    for (int64_t x = 0; x < s.width; x += kGathered) {
-      int64_t n = std::min(kGathered, s.width - x);
-      if (bottom) gather(gathered, row + x / 2 * P.dm_stride_w, n / 2, P.dm_stride_w);
-      sum += tap_rows_backward<Acc, T>(top + x, bottom ? bottom + x : nullptr, n, mask + x / 2, gathered, gp);
-    }
+  }
+  return sum.total();
+}
+
+// Mean only: a run of elements, beginning at a whole byte of the mask.
+template <class Acc, class T>
+INTERFLOW_INLINE Vec<Acc> tap_run_backward(T* du, int64_t n, const uint8_t* mask, Vec<Acc> gp) {
+  constexpr int64_t L = kLanes<Acc>;
+  Vec<Acc> sum{};
+  int64_t j = 0;
+  for (; j + L <= n; j += L) {
+    Vec<Acc> d = bits<Vec<Acc>>(lanes_of_bits<Acc>(mask[j / 8] >> (j % 8)) & bits<Lanes<Acc>>(gp));
+    store(du + j, d);
+    sum += d;
+  }
+  if (j < n) {
+    Vec<Acc> d = bits<Vec<Acc>>(lanes_of_bits<Acc>(mask[j / 8] >> (j % 8)) & bits<Lanes<Acc>>(gp));
+    store_partial(du + j, d, n - j);
+    sum += d;
   }
   return sum;
 }
 
 template <class Acc, class T>
-Vec<Acc> tap_plane_mean_backward(T* du, int64_t pixels, const uint8_t* mask, Vec<Acc> gp) {
-  constexpr int64_t L = kLanes<Acc>;
-  Vec<Acc> sum{};
-  int64_t j = 0;
-  for (; j + L <= pixels; j += L) {
-    Vec<Acc> d = bits<Vec<Acc>>(lanes_of_bits<Acc>(mask[j / 8] >> (j % 8)) & bits<Lanes<Acc>>(gp));
-    store(du + j, d);
-    sum += d;
-  }
-  if (j < pixels) {
-    Vec<Acc> d = bits<Vec<Acc>>(lanes_of_bits<Acc>(mask[j / 8] >> (j % 8)) & bits<Lanes<Acc>>(gp));
-    store_partial(du + j, d, pixels - j);
-    sum += d;
-  }
-  return sum;
+double tap_plane_mean_backward(T* du, int64_t pixels, const uint8_t* mask, Vec<Acc> gp) {
+  TapSum<Acc> sum;
+  for (int64_t first = 0; first < pixels; first += kRunPiece<Acc>)
+    sum.add(tap_run_backward<Acc, T>(du + first, std::min(kRunPiece<Acc>, pixels - first), mask + first / 8, gp), kTapRun);
+  return sum.total();
 }
 
 template <class Acc, class T>
@@ -245,8 +262,8 @@ void tap_planes_backward(const TapBackwardParams& P, int64_t image, int64_t part
     const uint8_t* mask = P.mask + plane_number * bytes;
     T* du = static_cast<T*>(P.du) + plane_number * s.pixels();
     const T* dm = P.dm ? static_cast<const T*>(P.dm) + image * P.dm_stride_b + c * P.dm_stride_c : nullptr;
-    Vec<Acc> sum = P.plan.max_pool ? tap_plane_backward<Acc, T>(P, du, mask, dm, gp) : tap_plane_mean_backward<Acc, T>(du, s.pixels(), mask, gp);
-    if (P.dshift) static_cast<Acc*>(P.dshift)[plane_number] = reduce(sum);
+    double sum = P.plan.max_pool ? tap_plane_backward<Acc, T>(P, du, mask, dm, gp) : tap_plane_mean_backward<Acc, T>(du, s.pixels(), mask, gp);
+    if (P.dshift) static_cast<Acc*>(P.dshift)[plane_number] = Acc(sum);
   }
 }
 

@@ -1,0 +1,544 @@
+"""The stage tap beside PyTorch's own composition: m and the choice of the gradient to the bit, p and gradients beside fp64."""
+
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interflow_kernels import backend, reference, stage_tap
+from interflow_kernels.testing import LAYOUTS, TOLERANCE, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
+
+raw_tap = torch.ops.interflow_kernels.stage_tap.default
+raw_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
+DTYPES = tuple(TOLERANCE)
+SHIFTS = ("none", "own", "fp32", "strided")
+FORMS = pytest.mark.parametrize("max_pool", [True, False], ids=["pooled", "mean"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads):
+    """Small maps: the threads of PyTorch's own operators would mostly wait for each other."""
+    threads(1)
+
+
+def biased(u, shift):
+    """u + shift as PyTorch rounds it."""
+    return u if shift is None else u + shift.to(u.dtype)[:, None, None]
+
+
+def composed(u, shift, max_pool=True):
+    """PyTorch's own operators, each step in u's dtype -> v, m or None."""
+    v = F.relu(biased(u, shift))
+    if max_pool and min(u.shape[2:]) > 1:
+        return v, F.max_pool2d(v, 2, 2)
+    return v, v[:, :, : u.shape[2] // 2, : u.shape[3] // 2] if max_pool else None
+
+
+def upstreams(case, dtype, seed=3):
+    """dm, dp: normally distributed."""
+    batch, channels, height, width = case.shape
+    generator = torch.Generator().manual_seed(seed)
+    dm = torch.randn(batch, channels, height // 2, width // 2, generator=generator, dtype=torch.float64).to(dtype)
+    dp = torch.randn(batch, channels, generator=generator, dtype=torch.float64).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    return dm if case.max_pool else None, dp
+
+
+def run(u, shift, max_pool, dm, dp):
+    """m, p, du, dshift of the tap; gradients None where there are none."""
+    leaves = [u.detach().requires_grad_(), None if shift is None else shift.detach().requires_grad_()]
+    m, p = stage_tap(*leaves, max_pool=max_pool)
+    pairs = [(out, g) for out, g in ((m, dm), (p, dp)) if g is not None]
+    grads = torch.autograd.grad([o for o, _ in pairs], [t for t in leaves if t is not None], [g for _, g in pairs])
+    return m, p.detach(), grads[0], grads[1] if shift is not None else None
+
+
+def exact_gradient(u, shift, max_pool, dm, dp):
+    """d(u) in fp64 by autograd of the definition, from u + shift as u's dtype rounds it."""
+    leaf = biased(u, shift).double().detach().requires_grad_()
+    m, p = reference.stage_tap(leaf, None, max_pool)
+    pairs = [(out, g.double()) for out, g in ((m, dm), (p, dp)) if g is not None]
+    return torch.autograd.grad([o for o, _ in pairs], leaf, [g for _, g in pairs])[0]
+
+
+def is_nhwc(u):
+    return u.stride(1) == 1 and u.shape[1] > 1
+
+
+def strides_of(like, height, width):
+    """Of a dense map in the memory format of `like`."""
+    batch, channels = like.shape[:2]
+    if is_nhwc(like):
+        return torch.empty(batch, height, width, channels).permute(0, 3, 1, 2).stride()
+    return torch.empty(batch, channels, height, width).stride()
+
+
+def check(case, use=("dm", "dp"), inputs=None):
+    """Runs the case; compares m to the bit, p and the gradients with fp64, by name."""
+    u, shift = tap_inputs(case) if inputs is None else inputs
+    dm, dp = upstreams(replace(case, shape=tuple(u.shape)), u.dtype)
+    dm, dp = dm if "dm" in use else None, dp if "dp" in use or dm is None else None
+    m, p, du, dshift = run(u, shift, case.max_pool, dm, dp)
+
+    v, expected = composed(u, shift, case.max_pool)
+    if case.max_pool:
+        assert_same_bits("m", m, expected)
+        assert m.stride() == strides_of(u, *m.shape[2:])
+    else:
+        assert m is None
+    mean = v.double().mean((2, 3))
+    assert_close("p", p, mean, magnitude=mean)
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    assert (p.dtype, p.shape, p.is_contiguous()) == (wide, u.shape[:2], True)
+    with torch.no_grad():
+        for name, a, b in zip("mp", stage_tap(u, shift, max_pool=case.max_pool), (m, p), strict=True):
+            assert (a is None and b is None) or torch.equal(a.isnan(), b.isnan()), name
+            assert a is None or assert_same_bits(f"{name} of inference", a, b) is None
+
+    wanted = exact_gradient(u, shift, case.max_pool, dm, dp)
+    magnitude = exact_gradient(u, shift, case.max_pool, *(None if g is None else g.abs() for g in (dm, dp)))
+    assert du.dtype == u.dtype
+    assert du.stride() == strides_of(u, *u.shape[2:])
+    assert_close("du", du, wanted, magnitude=magnitude)
+    if shift is not None:
+        assert dshift.dtype == shift.dtype
+        assert_close("dshift", dshift, wanted.sum((0, 2, 3)), magnitude=magnitude.sum((0, 2, 3)))
+
+
+def check_choice(u, shift=None, max_pool=True):
+    """m and du to the bit: which element takes the gradient and where it passes, beside PyTorch's autograd in u's own dtype."""
+    case = TapCase(tuple(u.shape), u.dtype, max_pool=max_pool)
+    dm, dp = upstreams(case, u.dtype)
+    both = u.dtype in (torch.float32, torch.float64)  # below, PyTorch rounds the two gradients before it adds them
+    for use in ((dm, None), (None, dp), *(((dm, dp),) if both else ())):
+        if use == (None, None):
+            continue
+        m, _, du, _ = run(u, shift, max_pool, *use)
+        leaf = u.detach().requires_grad_()
+        v, wanted = composed(leaf, shift, max_pool)
+        p = v.mean((2, 3), dtype=dp.dtype)
+        pairs = [(out, g) for out, g in zip((wanted, p), use, strict=True) if g is not None]
+        if max_pool:
+            assert_same_bits("m", m, wanted)
+        expected = torch.autograd.grad([o for o, _ in pairs], leaf, [g for _, g in pairs])[0]
+        assert_same_bits(f"du of {'dm' * (use[0] is not None)}{'dp' * (use[1] is not None)}", du, expected)
+
+
+# --- sizes, dtypes, layouts -----------------------------------------------------------------------------------------------
+@FORMS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_layouts_shifts(dtype, layout, max_pool):
+    for shift in SHIFTS:
+        for special in (False, True):
+            case = TapCase(dtype=dtype, layout=layout, max_pool=max_pool, shift=shift, special=special)
+            check(case)
+            check_choice(*tap_inputs(case), max_pool)
+
+
+@pytest.mark.parametrize("use", [("dm",), ("dp",)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_gradient_may_be_missing(dtype, layout, use):
+    check(TapCase(dtype=dtype, layout=layout, special=True), use=use)
+    check(TapCase((1, 5, 4, 33), dtype, layout, special=True), use=use)
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["contiguous", "cropped", "permuted"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_width(dtype, layout, max_pool):
+    for width in (*range(1, 21), 31, 32, 33, 34, 35):
+        for height in (1, 2, 3):
+            inputs = tap_inputs(TapCase((2, 2, height, width), dtype, layout, max_pool, special=True), width)
+            check(TapCase(max_pool=max_pool), inputs=inputs)
+            check_choice(*inputs, max_pool)
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_channel_count(dtype, layout, max_pool):
+    for channels in (*range(1, 19), 31, 32, 33):
+        for height, width in ((1, 1), (3, 2), (4, 5)):
+            inputs = tap_inputs(TapCase((2, channels, height, width), dtype, layout, max_pool, special=True), channels)
+            check(TapCase(max_pool=max_pool), inputs=inputs)
+            check_choice(*inputs, max_pool)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_shapes(dtype):
+    for shape, layouts in (
+        ((2, 2, 3, 1030), LAYOUTS),  # rows longer than what is gathered at a time, in windows and in a run
+        ((1, 1, 1, 1537), LAYOUTS),
+        ((1, 3, 2, 513), LAYOUTS),
+        ((1, 2, 1024, 3), ("cropped", "permuted", "sliced")),
+        ((2, 515, 5, 4), LAYOUTS),  # more channels than a slab
+        ((1, 1029, 3, 3), ("channels_last", "sliced")),
+        ((2, 64, 57, 55), ("channels_last", "sliced")),  # parts that meet in partial sums
+        ((1, 4200, 3, 2), ("channels_last",)),  # one window or pixel a part
+        ((2, 5, 130, 131), ("contiguous", "permuted")),  # a part of one plane
+    ):
+        for layout in layouts:
+            for max_pool in (True, False):
+                check(TapCase(shape, dtype, layout, max_pool, special=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_of_large_maps(layout):
+    """Random numbers, and one number everywhere: there all roundings of a long sum in fp32 would point the same way."""
+    for shape in ((1, 2, 200, 200), (1, 1, 300, 301), (1, 3, 2, 30_000), (1, 64, 112, 112)):
+        for dtype in (torch.bfloat16, torch.float32):
+            for max_pool in (True, False):
+                for u in (torch.rand(shape), torch.full(shape, 0.3)):
+                    check(TapCase(max_pool=max_pool), inputs=(in_layout(u.to(dtype), layout), torch.rand(shape[1])))
+                dm = torch.full((*shape[:2], shape[2] // 2, shape[3] // 2), 0.7, dtype=dtype) if max_pool else None
+                dp = torch.full(shape[:2], 0.3)
+                dshift = run(in_layout(u.to(dtype), layout), torch.zeros(shape[1]), max_pool, dm, dp)[3]
+                assert_close("dshift", dshift, dp[0].double() + (dm[0].double().sum((1, 2)) if max_pool else 0))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(0, 4), st.integers(1, 80), st.integers(1, 33), st.integers(1, 33)),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    max_pool=st.booleans(),
+    shift=st.sampled_from(SHIFTS),
+    special=st.booleans(),
+    use=st.sampled_from([("dm",), ("dp",), ("dm", "dp")]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(shape, dtype, layout, max_pool, shift, special, use, seed):
+    if shape[0] == 0:
+        layout = "contiguous" if layout == "expanded" else layout
+    case = TapCase(shape, dtype, layout, max_pool, shift, special)
+    inputs = tap_inputs(case, seed)
+    check(case, use, inputs)
+    check_choice(*inputs, max_pool)
+
+
+@FORMS
+@pytest.mark.parametrize("shape", [(0, 5, 4, 6), (0, 5, 1, 1), (2, 0, 4, 6), (0, 0, 3, 3)], ids=str)
+def test_empty(shape, max_pool):
+    for layout in ("contiguous", "channels_last"):
+        u, shift = in_layout(torch.randn(shape), layout), torch.randn(shape[1])
+        dm, dp = upstreams(TapCase(shape, max_pool=max_pool), u.dtype)
+        m, p, du, dshift = run(u, shift, max_pool, dm, dp)
+        assert (m is None) is not max_pool
+        assert m is None or m.shape == (*shape[:2], shape[2] // 2, shape[3] // 2)
+        assert (p.shape, du.shape, dshift.shape) == (shape[:2], shape, shape[1:2])
+        assert not dshift.any()
+
+
+# --- every window, every sum ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_window_of_special_values(dtype):
+    nan, inf, small = float("nan"), float("inf"), torch.finfo(dtype).smallest_normal / 4
+    values = torch.tensor([nan, inf, -inf, 0.0, -0.0, small, -small, 1.0, 2.0, -1.0], dtype=torch.float64)
+    values = torch.cat([values.to(dtype), values[:1].to(dtype)])
+    words = values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+    words[-1] |= torch.iinfo(words.dtype).min  # a negative NaN, which a conversion between dtypes would lose
+    windows = torch.cartesian_prod(*[values] * 4).reshape(-1, 2, 2)  # 11^4
+    row = windows.permute(1, 0, 2).reshape(1, 1, 2, -1)
+    for shift in (None, torch.tensor([0.0]), torch.tensor([-0.0]), torch.tensor([-1.0]), torch.tensor([nan]), torch.tensor([-inf])):
+        check_choice(row, shift)
+        check_choice(in_layout(row, "permuted"), shift)
+    for layout in ("contiguous", "channels_last"):
+        check_choice(in_layout(windows[None], layout))
+        check_choice(in_layout(windows[None], layout), max_pool=False)
+        odd = F.pad(windows[None], (0, 1, 0, 1), value=3.0)  # each window with all its incomplete neighbours
+        odd[:, :, 2, :2], odd[:, :, :2, 2], odd[:, :, 2, 2] = windows[:, 0], windows[:, :, 1], windows[:, 1, 0]
+        check_choice(in_layout(odd, layout))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_sixteen_bit_number(dtype):
+    """Every number beside shifts that make every kind of rounding: ties, subnormals, overflow to infinity, NaN."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    info = torch.finfo(dtype)
+    shift = torch.tensor(
+        [0.0, -0.0, 1.0, -1.0, 0.3, 1000.1, 5e-5, -6e-8, 65504.0, 32.0, info.max, -info.max, info.tiny, -info.tiny / 2, float("nan"), float("inf")]
+    )
+    u = numbers.reshape(1, 1, 256, 256).repeat_interleave(2, 2).repeat_interleave(2, 3).expand(1, len(shift), -1, -1)
+    for layout in ("contiguous", "channels_last"):
+        for s in (shift, None):
+            m, _ = stage_tap(in_layout(u, layout), s)
+            assert_same_bits("m", m, composed(u, s)[1])
+
+
+def test_shift_is_rounded_before_it_is_added():
+    u, shift = torch.tensor([1.0, 2.0]).bfloat16().reshape(1, 2, 1, 1).expand(1, 2, 2, 2), torch.tensor([1.00390625 + 2**-12, -1.9999])
+    for layout in ("contiguous", "channels_last"):
+        m, p = stage_tap(in_layout(u, layout), shift)
+        assert m.flatten().tolist() == [2.0, 0.0]  # 1 + bf16(1.0041) = 2.0078 rounds to even; unrounded it would be 2.015625
+        assert p.flatten().tolist() == m.flatten().tolist()
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_nan_and_infinity_upstream_stay_where_they_belong(layout, max_pool):
+    u = in_layout(torch.randn(2, 9, 7, 8), layout)
+    dm, dp = upstreams(TapCase(tuple(u.shape), max_pool=max_pool), u.dtype)
+    dp[1, 3], dp[0, 8] = float("nan"), float("inf")
+    if max_pool:
+        dm[0, 2, 1, 1], dm[1, 5, 2, 3] = float("nan"), -float("inf")
+    _, _, du, _ = run(u, None, max_pool, dm, dp)
+    leaf = u.detach().requires_grad_()
+    m, p = reference.stage_tap(leaf, None, max_pool)
+    expected = torch.autograd.grad([m, p] if max_pool else [p], leaf, [dm, dp] if max_pool else [dp])[0]
+    assert_same_bits("du", du, expected)
+    assert du.isnan().any() and du[0, :2].isfinite().all()
+
+
+# --- strides of what comes back ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_of_upstream_gradients_do_not_matter(layout, dtype):
+    for shape in ((2, 19, 9, 13), (2, 9, 5, 1100), (1, 515, 4, 5), (2, 8, 2, 2)):
+        if shape[3] > 1000 and layout in ("channels_last", "sliced"):
+            continue
+        case = TapCase(shape, dtype, layout)
+        inputs = tap_inputs(case)
+        dm, dp = upstreams(case, dtype)
+        strided = [in_layout(dm, other) for other in LAYOUTS if other != "expanded"] + [
+            dm.repeat_interleave(2, 3)[..., ::2],
+            dm.transpose(2, 3).contiguous().transpose(2, 3),
+        ]
+        expected = run(*inputs, True, dm, dp)
+        for each in strided:
+            for name, a, b in zip(("du", "dshift"), run(*inputs, True, each, dp.t().contiguous().t())[2:], expected[2:], strict=True):
+                assert_same_bits(f"{name} of dm with strides {each.stride()}", a, b)
+        for one in (dm.new_tensor(0.7), dm[:1, :1, :1, :1], dm[:, :, :1, :1], dm[:1, :1], dm[:1]):  # stride 0, as a sum or a mean gives
+            each, p = one.expand_as(dm), dp[:1, :1].expand_as(dp)
+            for name, a, b in zip(("du", "dshift"), run(*inputs, True, each, p)[2:], run(*inputs, True, each.contiguous(), p.contiguous())[2:], strict=True):
+                assert_same_bits(f"{name} of dm with strides {each.stride()}", a, b)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_only_what_is_needed(layout):
+    case = TapCase(layout=layout)
+    u, shift = tap_inputs(case)
+    dm, dp = upstreams(case, u.dtype)
+    _, _, du, dshift = run(u, shift, True, dm, dp)
+    for need_u, need_shift in ((True, False), (False, True)):
+        leaves = u.detach().requires_grad_(need_u), shift.detach().requires_grad_(need_shift)
+        torch.autograd.backward(stage_tap(*leaves), (dm, dp))
+        assert (leaves[0].grad is None, leaves[1].grad is None) == (not need_u, not need_shift)
+        assert torch.equal(leaves[0].grad, du) if need_u else torch.equal(leaves[1].grad, dshift)
+    mask = raw_tap(u, shift, True, True)[2]
+    for need_shift in (False, True):
+        got = raw_tap_backward(dm, dp, mask, u, True, is_nhwc(u), need_shift)
+        assert torch.equal(got[0], du)
+        assert got[1].shape == ((19,) if need_shift else (0,))
+    assert not any(g.any() for g in raw_tap_backward(None, None, mask, u, True, is_nhwc(u), True))
+
+
+# --- bits -------------------------------------------------------------------------------------------------------------------
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_bits_repeat_over_runs_and_threads(layout, dtype, max_pool, threads):
+    u, shift = torch.randn(5, 72, 41, 39).to(dtype), torch.randn(72)
+    u = in_layout(u, layout)
+    dm, dp = upstreams(TapCase(tuple(u.shape), max_pool=max_pool), dtype)
+    threads(1)
+    first = run(u, shift, max_pool, dm, dp)
+    for repetition in range(8):
+        threads(2 - repetition % 2)
+        for name, a, b in zip(("m", "p", "du", "dshift"), run(u, shift, max_pool, dm, dp), first, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b), (name, repetition)
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "permuted"])
+def test_an_image_does_not_depend_on_its_batch(layout, dtype, max_pool):
+    u, shift = torch.randn(9, 40, 29, 30).to(dtype), torch.randn(40)
+    dm, dp = upstreams(TapCase(tuple(u.shape), max_pool=max_pool), dtype)
+
+    def part(chosen):
+        return run(in_layout(u[chosen], layout), shift, max_pool, dm[chosen] if max_pool else None, dp[chosen])[:3]
+
+    whole = part(torch.arange(9))
+    for chosen in ([0], [8], [3, 8, 0, 1, 2], [8, 7]):
+        for name, a, b in zip(("m", "p", "du"), whole, part(torch.tensor(chosen)), strict=True):
+            assert (a is None and b is None) or torch.equal(a[chosen], b), name
+
+
+# --- either instruction set, in memory that malloc fills ------------------------------------------------------------------------
+MATRIX = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_stage_tap import *
+torch.set_num_threads(1)
+print(digest_of_everything())
+"""
+
+
+def digest_of_everything():
+    """Checks sizes around every vector and part, and gives one digest of all that forward and backward return, mask included."""
+    digest = hashlib.sha256()
+    for dtype in DTYPES:
+        for layout in LAYOUTS:
+            for shape in ((2, 19, 9, 13), (2, 3, 4, 38), (1, 515, 2, 3), (2, 17, 33, 31), (1, 9, 1, 5), (1, 2, 3, 515)):
+                for max_pool in (True, False):
+                    case = TapCase(shape, dtype, layout, max_pool, special=True)
+                    check(case)
+                    u, shift = tap_inputs(case)
+                    check_choice(u, shift, max_pool)
+                    m, p, mask = raw_tap(u, shift, max_pool, True)
+                    dm, dp = upstreams(case, dtype)
+                    du, dshift = raw_tap_backward(dm, dp, mask, u, max_pool, is_nhwc(u), True)
+                    for t in (m, p, mask, du, dshift):
+                        t = torch.where(t.isnan(), 7, t).contiguous()  # the sign of a NaN may differ
+                        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_instruction_sets_agree_and_every_byte_is_written():
+    digests = {}
+    for isa, fill in (("baseline", "1"), ("", "165")):
+        # glibc fills what malloc gives with the complement of this byte, so what nobody wrote differs between the runs.
+        filled = dict(MALLOC_PERTURB_=fill, MALLOC_MMAP_MAX_="0", GLIBC_TUNABLES="glibc.malloc.tcache_count=0")
+        code = MATRIX.format(folder=os.path.dirname(__file__))
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "INTERFLOW_CPU_ISA": isa, **filled}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digests[isa] = done.stdout.strip()
+    assert digests["baseline"] == digests[""]
+
+
+# --- what is kept ---------------------------------------------------------------------------------------------------------------
+class SavedBytes:
+    """Counts what autograd saves inside the block, each storage once."""
+
+    def __enter__(self):
+        self.storages = {}
+        pack = lambda t: self.storages.setdefault(t.untyped_storage().data_ptr(), (t.untyped_storage().nbytes(), t)) and t  # noqa: E731
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+    def total(self, without=()):
+        kept = {key: size for key, (size, _) in self.storages.items()}
+        return sum(size for key, size in kept.items() if key not in {t.untyped_storage().data_ptr() for t in without})
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_the_mask_is_saved(dtype, layout, max_pool):
+    for shape in ((2, 24, 10, 14), (3, 19, 9, 13)):
+        u = in_layout(torch.randn(shape).to(dtype), layout).requires_grad_()
+        shift = torch.randn(shape[1], requires_grad=True)
+        with SavedBytes() as saved:
+            stage_tap(u, shift, max_pool=max_pool)
+        batch, channels, height, width = shape
+        windows = batch * channels * ((height + 1) // 2) * ((width + 1) // 2)
+        bits = channels * ((height * width + 7) // 8) if layout == "contiguous" else height * width * ((channels + 7) // 8)
+        assert saved.total() == (windows if max_pool else batch * bits)
+        assert len(saved.storages) == 1
+
+
+@FORMS
+def test_u_can_be_freed(max_pool):
+    u = torch.randn(2, 8, 6, 6, requires_grad=True) * 1
+    gone = weakref.ref(u)
+    outputs = [t for t in stage_tap(u, torch.randn(8, requires_grad=True), max_pool=max_pool) if t is not None]
+    del u
+    gc.collect()
+    assert gone() is None
+    sum(t.sum() for t in outputs).backward()
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 14), (torch.float32, 20)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_memory_of_vgg16(dtype, share, layout):
+    """All five boundaries of VGG-16 at 224 pixels, the last without max-pool; the pooled maps live on either way."""
+    eager = fused = 0
+    for channels, side in ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14)):
+        x = in_layout(torch.randn(1, channels, side, side).to(dtype), layout).requires_grad_()
+        u, shift, max_pool = x * 1, torch.randn(channels, requires_grad=True), side > 14
+        with SavedBytes() as saved:
+            v, m = composed(u, shift, max_pool)
+            v.mean((2, 3), dtype=torch.float32)
+        eager += saved.total(without=[m] if max_pool else [])
+        with SavedBytes() as saved:
+            m, _ = stage_tap(u, shift, max_pool=max_pool)
+        fused += saved.total(without=[m] if max_pool else [])
+    assert 0 < fused <= eager / share, (eager, fused, eager / fused)
+
+
+class MaskBytes(TorchDispatchMode):
+    """Sizes of the masks that the operator returns inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is raw_tap:
+            self.sizes.append(result[2].numel())
+        return result
+
+
+@FORMS
+def test_inference_writes_no_mask(max_pool):
+    u, shift = torch.randn(2, 8, 6, 6), torch.randn(8)
+    size = 2 * 8 * 9 if max_pool else 2 * 8 * 5
+
+    def masks(u, shift):
+        with MaskBytes() as seen:
+            stage_tap(u, shift, max_pool=max_pool)
+        return seen.sizes
+
+    assert masks(u, shift) == [0]
+    with torch.no_grad():
+        assert masks(u.clone().requires_grad_(), shift) == [0]
+    with torch.inference_mode():
+        assert masks(u, shift) == [0]
+    assert masks(u.clone().requires_grad_(), shift) == [size]
+    assert masks(u, shift.clone().requires_grad_()) == [size]
+
+
+def test_backward_allocates_nothing_beside_du():
+    for layout in ("contiguous", "channels_last"):
+        u = in_layout(torch.randn(2, 64, 64, 64), layout).requires_grad_()
+        m, p = stage_tap(u, torch.randn(64, requires_grad=True))
+        with torch.profiler.profile(profile_memory=True) as profile:
+            torch.autograd.backward([m.sum(), p.sum()])
+        sizes = [event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > u.nbytes / 50]
+        assert sum(sizes) <= u.nbytes + 4096, sizes
+
+
+# --- the other backend ------------------------------------------------------------------------------------------------------------
+@FORMS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_eager_backend_gives_the_same(dtype, max_pool):
+    for layout in ("contiguous", "channels_last"):
+        case = TapCase(dtype=dtype, layout=layout, max_pool=max_pool)
+        inputs, (dm, dp) = tap_inputs(case), upstreams(case, dtype)
+        native = run(*inputs, max_pool, dm, dp)
+        with backend("eager"), MaskBytes() as seen:
+            eager = run(*inputs, max_pool, dm, dp)
+        assert seen.sizes == []
+        for name, a, b in zip(("m", "p", "du", "dshift"), native, eager, strict=True):
+            if b is None:
+                assert a is None
+                continue
+            assert a.dtype == b.dtype, name
+            coarse = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype)  # eager rounds dm and dp before it adds them
+            assert_close(name, a, b, None if name in "mp" else coarse)

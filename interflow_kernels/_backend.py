@@ -52,7 +52,7 @@ def reason_against(name: str, device: str) -> str | None:
         if device in ("cpu", "meta"):
             return _native.cpu_error
         return f"this version has no compiled kernels for device {device!r}; plain PyTorch runs there"
-    return f"this version has no Triton kernels for device {device!r}; plain PyTorch runs there"
+    return "this version has no Triton kernels; ask for 'native' or 'eager'"
 
 
 def select(device: str) -> str:

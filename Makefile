@@ -1,7 +1,10 @@
 # make demo    trains Interflow VGG-16 on the embedded digits, prints accuracy and throughput
 # make test    runs the whole test suite
 # make lint    ruff and mypy
-# make bench   measures the head against eager PyTorch, torch.compile and the memory limit
+# make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
+#              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
+# make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
+# make bench-readme   the README's section on speed anew, from the committed results
 # make wheel   builds sdist and wheel into dist/, installs the wheel beside torch alone and runs the head
 # Each makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
@@ -11,7 +14,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 BENCH_OUT ?= bench/results/local
 
-.PHONY: demo test lint bench wheel clean
+BENCH_RESULTS := bench/results/cpu-2core
+BENCH_DEVICE ?= cpu
+
+.PHONY: demo test lint bench bench-full bench-compare bench-readme wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.demo
@@ -24,10 +30,17 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)
-	$(BIN)/python -m pytest bench -q --benchmark-json=$(BENCH_OUT)/head.json
-	$(BIN)/python bench/report.py $(BENCH_OUT)/head.json
+	$(BIN)/python -m pytest bench -q -rs --disable-warnings --benchmark-columns=median,iqr,rounds --device $(BENCH_DEVICE) \
+		$(if $(filter bench-full,$@),--full) --benchmark-json=$(BENCH_OUT)/results.json
+	$(BIN)/python bench/report.py $(BENCH_OUT)
+
+bench-compare: $(VENV)/installed
+	$(BIN)/python bench/compare.py $(A) $(B)
+
+bench-readme: $(VENV)/installed
+	$(BIN)/python bench/readme.py $(BENCH_RESULTS)
 
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py

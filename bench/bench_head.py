@@ -43,9 +43,9 @@ def plans(full: bool, device: torch.device) -> Iterator[Plan]:
         yield plan("forward", device, PLAIN, "fp32", "nchw", batch, pixels=32, classes=10)
         yield plan("forward+backward", device, PLAIN, "fp32", "nchw", batch, pixels=32, classes=10)
     for layout in ("nchw", "channels_last"):
-        yield Plan(f"head added to a max-pool, forward+backward fp32 {layout} B=8", ("ours", "eager", "none"), partial(added, layout, device), 6)
+        yield Plan(f"head added to a max-pool, forward+backward fp32 {layout} B=8", ("ours", "eager", "none"), partial(added, layout, device), 5)
     for batch in (1, 8, 32) if full else (1, 8):
-        yield Plan(f"folded head, forward fp32 nchw B={batch}", ENGINES, partial(folded, batch, device))
+        yield Plan(f"folded head, forward fp32 nchw B={batch}", ENGINES, partial(folded, batch, device), 2.5)
     yield Plan("head, host time of a call, tiny inputs", HOST, partial(host, device), 2)
 
 
@@ -68,7 +68,7 @@ def plan(
 ) -> Plan:
     words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224)
     name = " ".join(words).replace("head ", "head, ", 1)
-    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 3)
+    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 2.5)
 
 
 def alone(

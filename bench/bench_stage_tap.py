@@ -26,18 +26,17 @@ MODES = ("ours", "eager", "compiled")
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
     chosen = [("four stages", p, "fp32", layout, 8, False) for p in ("forward", "forward+backward") for layout in LAYOUTS]
-    chosen += [("four stages", "forward+backward", "fp32", "nchw", b, False) for b in (1, 32)]
+    chosen += [("four stages", "forward", "fp32", layout, b, False) for layout in LAYOUTS for b in (1, 32)]
     chosen += [("four stages", "forward", "bf16", layout, 8, False) for layout in LAYOUTS]
     chosen += [("five boundaries", "forward", "fp32", "nchw", 8, False), ("four stages", "forward", "fp32", "nchw", 8, True)]
     if full:
         chosen = [(s, p, d, layout, b, False) for s in STAGES for p in PASSES for d in DTYPES for layout in LAYOUTS for b in (1, 8, 32)]
         chosen += [("four stages", p, "fp32", layout, 8, True) for p in PASSES for layout in LAYOUTS]
     for stages, direction, dtype, layout, batch, shift in chosen:
-        heavy = batch > 8 or (full and direction == "forward+backward")
-        modes = MODES if full or batch == 8 else ("ours", "eager")
-        yield plan(stages, direction, dtype, layout, batch, shift, modes, device, 6 if heavy else 4)
+        heavy = direction == "forward+backward"
+        yield plan(stages, direction, dtype, layout, batch, shift, MODES, device, 5 if heavy else 2.5)
     for layout in LAYOUTS:
-        yield Plan(f"stages with Interflow, forward+backward fp32 {layout} B=8", ("ours", "eager", "plain"), partial(with_head, layout, device), 5)
+        yield Plan(f"stages with Interflow, forward+backward fp32 {layout} B=8", ("ours", "eager", "plain"), partial(with_head, layout, device), 4)
 
 
 def test_case(benchmark: Any, plan: Plan, provider: str, session: Session) -> None:

@@ -71,6 +71,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     output_json["run"] = {
         "set": "full" if config.getoption("--full") else "quick",
         "timed_s": round(chosen.timed),
+        "others_cores": round(max(0.0, chosen.others / max(chosen.timed, 1e-9)), 2),
         "whole_s": round(time.perf_counter() - STARTED),
     }
     for benchmark in output_json["benchmarks"]:

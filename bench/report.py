@@ -1,59 +1,50 @@
-"""pytest-benchmark's JSON as a table of targets and measurements: python bench/report.py bench/results/NAME/head.json"""
+"""Results into report.md, report.html and pictures beside them: python bench/report.py bench/results/NAME"""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-TITLE = "# The head on the CPU: measured against target\n"
+from reporting.charts import charts
+from reporting.drawing import Chart
+from reporting.page import page
+from reporting.results import Results, headline, load, machine_line, verdict
+from reporting.tables import tables
 
-
-def row(info: dict[str, Any]) -> tuple[str, str, str, str, str] | None:
-    """Case, target, measured, throughput, reached; None for providers that are yardsticks."""
-    target = info.get("target", {})
-    wanted, got, reached = [], [], []
-    if info["provider"] == "ours" and "peer_ratio" in info:
-        ratio, low, high = info["peer_ratio"]
-        share = info.get("read_share", [0])[0]
-        got.append(f"{ratio:.2f}x {info['peer']} [{low:.2f}, {high:.2f}]")
-        if share:
-            got.append(f"{share:.2f} of read")
-        if "peer" in target:
-            wanted.append(f">= {target['peer']:.1f}x")
-            reached.append(ratio >= target["peer"])
-        if "read" in target:
-            wanted.append(f">= {target['read']:.2f} of read")
-            reached.append(share >= target["read"])
-    if info["provider"] == "ours" and "added_ratio" in info:
-        got = [f"adds {info['added_ms']['ours']} ms, eager {info['added_ms']['eager']} ms: {info['added_ratio']}x less"]
-        wanted = [f">= {target['added_ratio']:.0f}x less"]
-        reached = [info["added_ratio"] >= target["added_ratio"]]
-    key = {"raw operator": "raw_us", "head(xs)": "head_us"}.get(info["provider"])
-    if key:
-        got, wanted = [f"{info['us_per_call']} us"], [f"<= {target[key]:.0f} us"]
-        reached = [info["us_per_call"] <= target[key]]
-    if not got:
-        return None
-    name = info["case"] if not key else f"{info['provider']}, tiny inputs, inference_mode"
-    speed = f"{info['p50_us'] / 1e3:.2f} ms, {info['gb_per_s']} GB/s" if "gb_per_s" in info else ""
-    return name, ", ".join(wanted) or "-", ", ".join(got), speed, ("yes" if all(reached) else "**no**") if reached else "-"
+PICTURES = {"overview": "speed.png"}  # chart -> file for the README
 
 
-def report(data: dict[str, Any]) -> str:
-    machine = data["benchmarks"][0]["extra_info"]
-    commit = data.get("commit_info", {}).get("id", "unknown")[:10]
-    lines = [TITLE, f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {data['datetime'][:10]}, commit {commit}."]
-    lines += ["Medians of interleaved rounds; ratio = time of the better of eager and torch.compile / ours, paired, with its 95 % interval;"]
-    lines += ["read = `sum` over the same bytes. Made by `make bench`.\n", "| case | target | measured | ours | reached |", "|---|---|---|---|---|"]
-    rows = [row(benchmark["extra_info"]) for benchmark in data["benchmarks"]]
-    lines += ["| " + " | ".join(r) + " |" for r in rows if r is not None]
-    return "\n".join(lines) + "\n"
+def facts(results: Results) -> list[tuple[str, str]]:
+    """What the top of the page counts: (figure, of what)."""
+    goals = [goal["reached"] for _, goal in results.goals()]
+    found = [headline(row, results.base(row)) for row in results.comparable()]
+    verdicts = [verdict(ratio) for _, ratio in filter(None, found)]
+    counted = [(f"{sum(goals)} of {len(goals)}", "targets reached")] if goals else []
+    return [*counted, *((str(verdicts.count(word)), f"cases {word}") for word in ("faster", "even", "slower"))]
+
+
+def markdown(results: Results) -> str:
+    """The tables, as report.md has them."""
+    lines = ["# What it costs, and beside what", "", machine_line(results), ""]
+    lines += [f"Made by `make {'bench-full' if results.run['set'] == 'full' else 'bench'}`; `report.html` beside this file has the charts.", ""]
+    return "\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables(results))
+
+
+def draw_pictures(results: Results, made: list[Chart], folder: Path) -> None:
+    for chart in made:
+        if chart.key in PICTURES:
+            chart.png(folder / PICTURES[chart.key], results.digest)
+
+
+def main(folder: Path) -> None:
+    results = load(folder)
+    made = charts(results)
+    (folder / "report.md").write_text(markdown(results))
+    (folder / "report.html").write_text(page(results, tables(results), made, facts(results)))
+    draw_pictures(results, made, folder)
+    print("; ".join(f"{figure} {what}" for figure, what in facts(results)))
+    print(f"{folder / 'report.md'}\n{folder / 'report.html'}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    source = Path(sys.argv[1])
-    text = report(json.loads(source.read_text()))
-    (source.parent / "report.md").write_text(text)
-    print(text)
+    main(Path(sys.argv[1]))

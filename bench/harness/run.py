@@ -17,6 +17,7 @@ from .case import Case, Plan, Provider
 from .clock import REPLAY, call_turn, graph_turn, host_seconds
 from .gate import refuse_wrong, tensors
 from .goals import Measured
+from .machine import others_seconds
 from .memory import peak_bytes
 from .stats import quantile
 
@@ -29,7 +30,8 @@ class Session:
 
     device: torch.device
     scale: float = 1.0  # of every case's seconds
-    timed: float = 0.0
+    timed: float = 0.0  # seconds
+    others: float = 0.0  # CPU seconds that other processes took meanwhile
     _plan: Plan | None = None
     _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _samples: dict[str, list[float]] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Session:
             ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, case.sets, turns, self.device)
         samples: dict[str, list[float]] = {name: [] for name in ways}
         names = list(ways)
-        start = time.perf_counter()
+        start, others = time.perf_counter(), others_seconds()
         for number in range(ROUNDS[1]):
             if number >= ROUNDS[0] and time.perf_counter() - start > seconds:
                 break
@@ -69,6 +71,7 @@ class Session:
             for name in names[first:] + names[:first]:
                 samples[name].append(ways[name]() / case.repeats)
         self.timed += time.perf_counter() - start
+        self.others += (others_seconds() or 0.0) - (others or 0.0)
         return samples
 
 

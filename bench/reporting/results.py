@@ -1,0 +1,91 @@
+"""One run's results as the report reads them: pytest-benchmark's JSON, each provider's extra_info one row."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FILE = "results.json"
+OURS_NAMES = ("ours", "Interflow fused")
+
+
+@dataclass(frozen=True)
+class Results:
+    """rows: one for each case and provider, in the order they were measured."""
+
+    machine: dict[str, Any]
+    commit: str
+    date: str
+    run: dict[str, Any]
+    rows: list[Row]
+    digest: str  # of the file, for pictures to carry
+
+    def ours(self, **about: Any) -> list[Row]:
+        """The rows of our providers whose fields equal `about`."""
+        return [row for row in self.rows if row["kind"] == "ours" and all(row.get(key) == value for key, value in about.items())]
+
+    def comparable(self) -> list[Row]:
+        """Our rows that the tables and charts of speed-ups show: no sweeps, no host times."""
+        return [row for row in self.ours() if "sweep" not in row and row["operator"] != "host time"]
+
+    def case(self, name: str) -> dict[str, Row]:
+        """provider -> row of one case."""
+        return {row["provider"]: row for row in self.rows if row["case"] == name}
+
+    def base(self, row: Row) -> str | None:
+        """The provider that does the same without Interflow, where the case has one."""
+        return next((other["provider"] for other in self.case(row["case"]).values() if other["kind"] == "base"), None)
+
+    def goals(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Each goal with the row it is judged on."""
+        for row in self.ours():
+            for goal in row["goals"]:
+                yield row, goal
+
+
+def load(folder: Path) -> Results:
+    """The results in `folder`, or of the file itself."""
+    path = folder if folder.is_file() else folder / FILE
+    text = path.read_bytes()
+    data = json.loads(text)
+    rows = [benchmark["extra_info"] for benchmark in data["benchmarks"]]
+    return Results(
+        data["machine_info"], data.get("commit_info", {}).get("id", "unknown")[:10], data["datetime"][:10], data["run"], rows, hashlib.sha256(text).hexdigest()
+    )
+
+
+def samples(row: Row) -> list[float]:
+    """Microseconds a call, round by round."""
+    return [float(word) for word in row["samples_us"].split()]
+
+
+def headline(row: Row, base: str | None = None) -> tuple[str, list[float]] | None:
+    """What ours is compared with first, and the ratio [median, low, high]: the plain network where Interflow itself is judged, else the best peer."""
+    over = base if base is not None and row["operator"] in ("network", "stages with Interflow") else row["best_peer"]
+    return (over, row["speed_up"][over]) if over else None
+
+
+def verdict(ratio: list[float]) -> str:
+    """ "faster", "slower", or "even" where the interval holds 1."""
+    return "faster" if ratio[1] > 1 else "slower" if ratio[2] < 1 else "even"
+
+
+def machine_line(results: Results) -> str:
+    """Machine, software, date and commit in one sentence."""
+    m = results.machine
+    where = f"{m['gpu']}, {m['cpu']}" if "gpu" in m else m["cpu"]
+    clock = f" at {m['cpu_mhz']} MHz" if m.get("cpu_mhz") else ""
+    software = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if name in ("torch", "onnxruntime", "openvino"))
+    return (
+        f"{where}{clock}, {m['cores']} cores, {m['threads']} threads, {m['last_level_cache_mib']} MiB last-level cache; {software}; "
+        f"{results.date}, commit {results.commit}; {results.run['set']} set, timed for {results.run['timed_s']} s of {results.run['whole_s']} s.{busy(results)}"
+    )
+
+
+def busy(results: Results) -> str:
+    """A warning where other processes took more than a tenth of a core while this was timed, else nothing."""
+    others = results.run["others_cores"]
+    return f" Other processes used {others:g} of {results.machine['cores']} cores meanwhile: not a quiet machine, not final." if others > 0.1 else ""

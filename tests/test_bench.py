@@ -1,0 +1,298 @@
+"""The benchmarks' own arithmetic and honesty: bytes, quantiles, intervals, the gate, goals, A/A runs, comparison, README section."""
+
+import copy
+import functools
+import importlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCH = Path(__file__).parent.parent / "bench"
+pytest.importorskip("matplotlib")
+
+
+def room(name):
+    """A module of bench/, which is a folder of scripts and not installed."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+stats, roofline, gate, goals = room("harness.stats"), room("harness.roofline"), room("harness.gate"), room("harness.goals")
+case, run, clock, memory, inputs = room("harness.case"), room("harness.run"), room("harness.clock"), room("harness.memory"), room("harness.inputs")
+results, tables, page, charts = room("reporting.results"), room("reporting.tables"), room("reporting.page"), room("reporting.charts")
+compare, report, readme = room("compare"), room("report"), room("readme")
+
+CPU = torch.device("cpu")
+
+
+# --- bytes and statistics ---------------------------------------------------------------------------------------------
+def test_bytes_of_the_head():
+    shape = roofline.HeadShape(((2, 3, 5), (4, 1, 2)), classes=10, batch=7, element=4)
+    assert shape.width == 6
+    assert shape.map_bytes() == 7 * (2 * 15 + 4 * 2) * 4
+    assert shape.forward_bytes() == shape.map_bytes() + 10 * 6 * 4 + 7 * 10 * 4
+    assert shape.forward_flops() == 7 * 38 + 2 * 7 * 10 * 6
+
+
+def test_bytes_of_the_tap():
+    shape = roofline.TapShape(((3, 5, 4), (2, 3, 3)), (True, False), batch=2, element=2)
+    assert shape.map_bytes() == 2 * (60 + 18) * 2
+    assert shape.pooled_bytes() == 2 * 3 * 2 * 2 * 2
+    assert shape.mask_bytes() == 2 * (3 * 3 * 2 + 2 * 2)  # a byte a window, odd ends too; a bit an element, 9 of them in 2 bytes
+    assert shape.forward_bytes(training=False) == shape.map_bytes() + shape.pooled_bytes() + 2 * 5 * 4
+    assert shape.forward_bytes(training=True) - shape.forward_bytes(training=False) == shape.mask_bytes()
+
+
+def test_stages_at_other_pixels():
+    assert [h for _, h, _ in roofline.at_pixels(roofline.BOUNDARIES, 32)] == [32, 16, 8, 4, 2]
+
+
+def test_quantiles():
+    assert [stats.quantile([4, 1, 3, 2], q) for q in (0, 0.5, 1)] == [1, 2.5, 4]
+    assert stats.quantile([0, 10], 0.2) == pytest.approx(2)
+
+
+def test_order_interval_is_that_of_the_binomial():
+    assert stats.order_interval(range(1, 7)) == (1, 6)  # 1 - 2 / 64 = 0.969; the next pair would have 0.781
+    assert stats.order_interval(range(1, 10)) == (2, 8)  # 0.961
+    assert stats.order_interval([5.0]) == (5.0, 5.0)
+
+
+def test_ratio_interval_holds_the_median_and_wants_pairs():
+    generator = np.random.default_rng(0)
+    b = generator.lognormal(0, 0.1, 30)
+    median, low, high = stats.ratio_interval(2 * b * generator.lognormal(0, 0.02, 30), b)
+    assert low <= median <= high
+    assert 1.95 < low < 2.05 and high - low < 0.1
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        stats.ratio_interval([1, 2], [1])
+
+
+def drifting(generator, rounds):
+    """Relative slowness of a shared machine, round by round: slow waves and sudden stalls, which all providers of a round meet."""
+    wave = np.cumsum(generator.normal(0, 0.05, rounds))
+    return np.exp(wave) * np.where(generator.random(rounds) < 0.1, 3.0, 1.0)
+
+
+@pytest.mark.parametrize("rounds", [9, 25, 100])
+def test_intervals_of_one_provider_against_itself_hold_1(rounds):
+    generator = np.random.default_rng(rounds)
+    held = 0
+    for trial in range(400):
+        machine = drifting(generator, rounds)
+        a, b = (machine * generator.lognormal(0, 0.05, rounds) for _ in range(2))
+        _, low, high = stats.ratio_interval(a, b, seed=trial)
+        held += low <= 1 <= high
+    assert held >= 0.95 * 400
+
+
+def test_holm():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.9, 0.9]) == [1.0, 1.0]
+
+
+def test_rank_test_knows_equal_from_shifted():
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(0, 1, 200), generator.normal(0, 1, 200)
+    assert stats.rank_p_value(a, b) > 0.05
+    assert stats.rank_p_value(a, b + 1) < 1e-9
+    assert stats.rank_p_value([1.0] * 5, [1.0] * 5) == 1.0
+
+
+def test_exponent_and_crossover():
+    assert stats.exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+    assert stats.crossover([1, 4, 16], [3.0, 1.5, 0.5]) == pytest.approx(8)
+    assert stats.crossover([1, 4], [3.0, 1.5]) is None
+
+
+# --- the harness ------------------------------------------------------------------------------------------------------
+def made_case(wrong=0.0, **options):
+    x = torch.arange(12.0).reshape(3, 4)
+    providers = {
+        "ours": case.Provider(lambda i: x.sum(0) + wrong, "ours"),
+        "eager": case.Provider(lambda i: x.sum(0), "peer"),
+        "read": case.Provider(lambda i: None, "limit", bytes=48),
+    }
+    given = dict(about={"pass": "forward"}, bytes=96, images=3, expected=lambda: [x.double().sum(0)], goals={"ours": [goals.faster_than_peers(2.0)]})
+    return case.Case("sum", "a case", "device", providers, **(given | options))
+
+
+def test_gate_lets_right_providers_pass_and_refuses_wrong_ones():
+    run.check(made_case())
+    with pytest.raises(AssertionError, match=r"a case: ours, result 0 is wrong by .* not timed"):
+        run.check(made_case(wrong=0.1))
+    with pytest.raises(AssertionError, match="gives 1 results, 2 expected"):
+        run.check(made_case(expected=lambda: [torch.zeros(4), torch.zeros(4)]))
+    with pytest.raises(AssertionError, match=r"is \(4,\), expected \(3,\)"):
+        run.check(made_case(expected=lambda: [torch.zeros(3)]))
+
+
+def test_gate_refuses_nan():
+    with pytest.raises(AssertionError, match="not timed"):
+        run.check(made_case(wrong=float("nan")))
+
+
+def test_a_wrong_case_is_never_timed():
+    session = run.Session(CPU)
+    plan = case.Plan("a case", ("ours",), lambda: made_case(wrong=1.0))
+    for _ in range(2):  # the second provider's test finds nothing either
+        with pytest.raises(AssertionError):
+            session.record(None, plan, "ours")
+    assert session.timed == 0
+
+
+def test_summary_from_known_samples():
+    samples = {"ours": [1e-3] * 10, "eager": [3e-3] * 10, "read": [0.4e-3] * 10}
+    info = run.summary(made_case(), samples, "ours", CPU)
+    assert info["p50_us"] == 1000
+    assert info["gb_per_s"] == pytest.approx(96 / 1e-3 / 1e9, rel=1e-3)
+    assert info["images_per_s"] == 3000
+    assert info["speed_up"] == {"eager": [3.0, 3.0, 3.0]}
+    assert info["share"]["read"] == pytest.approx([0.8] * 3)  # twice the bytes in 2.5 times the time
+    assert info["best_peer"] == "eager"
+    assert info["goals"] == [{"text": ">= 2x the best peer", "value": 3.0, "low": 3.0, "high": 3.0, "unit": "x", "reached": True}]
+    assert results.samples(info) == [1000] * 10
+
+
+def test_goals():
+    measured = goals.Measured({"ours": [2.0] * 9, "eager": [5.0] * 9, "none": [1.0] * 9}, {"ours": "ours", "eager": "peer", "none": "base"}, 0, {})
+    assert goals.adds_less("eager", "none", 4).judge(measured, "ours")["value"] == 4
+    assert goals.host_time(9).judge(measured, "ours")["reached"] is False
+    assert goals.faster_than("none", 0.5, low=0.6).judge(measured, "ours")["reached"] is False  # the ratio is enough, its interval is not
+
+
+def test_measure_interleaves_and_rotates_inputs():
+    seen = []
+    providers = {name: case.Provider(lambda i, name=name: seen.append((name, i)), "peer") for name in ("a", "b")}
+    long = case.Case("x", "x", "device", providers, {}, sets=5)
+    samples = run.Session(CPU).measure(long, 0.0)
+    assert {name: len(taken) for name, taken in samples.items()} == {"a": run.ROUNDS[0], "b": run.ROUNDS[0]}
+    assert [i for _, i in seen] == [i % 5 for i in range(len(seen))]  # one rotation through the calls of all
+
+
+def test_each_turn_starts_with_an_untimed_call(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: float(next(ticks)))
+    seen = []
+    turn = clock.call_turn(seen.append, 3, itertools.count(), CPU)
+    del seen[:]
+    assert turn() == 1.0  # one tick of this clock for one timed call
+    assert len(seen) == 2
+
+
+def test_replay_timer_gives_back_the_samples():
+    timer = clock.ReplayTimer()
+    timer.load([0.5, 0.25])
+    assert [end - start for start, end in ((timer(), timer()), (timer(), timer()))] == [0.5, 0.25]
+
+
+def test_saved_bytes_counts_each_storage_once():
+    x = torch.randn(10, requires_grad=True)
+    assert memory.saved_bytes(lambda: x.exp(), [x]) == 40
+    assert memory.saved_bytes(lambda: x * x, [x]) == 0
+
+
+def test_cold_inputs_exceed_the_cache():
+    each = 1 << 20
+    assert inputs.cold_sets(each, CPU) * each > room("harness.machine").cold_bytes(CPU) or inputs.cold_sets(each, CPU) == 512
+    a, b = (inputs.feature_maps(((2, 3, 3),), 1, "fp32", "channels_last", 2, CPU) for _ in range(2))
+    assert torch.equal(a[1][0], b[1][0]) and not torch.equal(a[0][0], a[1][0])
+
+
+@pytest.mark.parametrize("module", ["bench_head", "bench_stage_tap", "bench_train_step", "bench_complexity"])
+def test_plans_have_names_of_their_own_and_the_full_set_holds_the_quick_one(module):
+    quick, full = ([plan.name for plan in room(module).plans(full, CPU)] for full in (False, True))
+    assert len(set(full)) == len(full)
+    assert set(quick) <= set(full)
+
+
+# --- two runs ---------------------------------------------------------------------------------------------------------
+@functools.cache
+def synthetic(seed, slower=None, cases=40, rounds=40):
+    """A run's results: cases of ours, eager and copy with random times on a drifting machine; `slower`: that case's ours takes 1.3 times as long."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i in range(cases):
+        machine = drifting(generator, rounds) * (1 + seed % 3)  # one run's machine is busier all along
+        times = {name: machine * generator.lognormal(0, 0.05, rounds) * t * 1e-3 for name, t in (("ours", 1.0), ("eager", 2.0), ("read", 0.9))}
+        if i == slower:
+            times["ours"] = times["ours"] * 1.3
+        made = made_case(bytes=48, about={"pass": "forward", "dtype": "fp32", "layout": "nchw", "batch": i + 1, "pixels": 224, "inputs": "cold"})
+        made.name, made.operator = f"case {i}", "interflow_head"
+        rows += [run.summary(made, {k: list(v) for k, v in times.items()}, name, CPU) for name in times]
+    machine = {"cpu": "a processor", "cores": 2, "threads": 2, "last_level_cache_mib": 32, "versions": {"torch": "2.13.0"}}
+    return results.Results(machine, "0123456789", "2026-01-01", {"set": "quick", "timed_s": 1, "whole_s": 2, "others_cores": 0.0}, rows, "digest")
+
+
+def test_a_run_against_itself_changes_nothing():
+    assert [c for c in compare.changes(synthetic(1), synthetic(11)) if c.verdict != "-"] == []
+    alarms = sum(any(c.verdict != "-" for c in compare.changes(synthetic(seed, cases=8), synthetic(seed + 100, cases=8))) for seed in range(20))
+    assert alarms <= 1  # the correction allows one comparison in twenty a false alarm
+
+
+def test_intervals_of_two_equal_runs_hold_1():
+    made = [c for seed in (0, 1) for c in compare.changes(synthetic(seed), synthetic(seed + 10))]
+    assert np.mean([c.ratio[1] <= 1 <= c.ratio[2] for c in made]) >= 0.93  # 160 unpaired bootstrap intervals of 95 %
+
+
+def test_compare_finds_the_one_that_changed():
+    flagged = [c for c in compare.changes(synthetic(0), synthetic(10, slower=7)) if c.verdict != "-"]
+    assert [(c.case, c.provider, c.verdict) for c in flagged] == [("case 7", "ours", "slower")]
+    assert "1 of 80 changed" in compare.report(synthetic(0), synthetic(10, slower=7))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+def test_a_losing_case_is_shown_as_one():
+    run_ = copy.deepcopy(synthetic(0))
+    row = run_.ours()[0]
+    row["speed_up"]["eager"] = [0.5, 0.45, 0.55]
+    made = tables.tables(run_)
+    shown = next(table for table in made if table.title.startswith("Against")).rows
+    assert shown[0][0][0] == "case 0" and shown[0][3][0] == "slower"
+    html = page.page(run_, made, charts.charts(run_), report.facts(run_))
+    assert "class=lost" in html
+    assert ("1", "cases slower") in report.facts(run_)
+
+
+def test_a_busy_machine_is_named():
+    run_ = copy.deepcopy(synthetic(0, cases=2))
+    assert "not final" not in readme.section(run_, "x")
+    run_.run["others_cores"] = 0.8
+    assert "Other processes used 0.8 of 2 cores" in report.markdown(run_)
+    assert "not final" in readme.section(run_, "x")
+
+
+def test_page_needs_nothing_else():
+    run_ = synthetic(1, cases=3)
+    html = page.page(run_, tables.tables(run_), charts.charts(run_), [])
+    for outside in ("src=", "@import", "<link", "url(http"):
+        assert outside not in html
+    assert html.count("<svg") >= 2
+    identifiers = [part.split('"')[0] for part in html.split(' id="')[1:]]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_load_reads_what_pytest_benchmark_writes(tmp_path):
+    run_ = synthetic(2, cases=1)
+    data = {"machine_info": run_.machine, "commit_info": {"id": "f" * 40}, "datetime": "2026-01-01T00:00:00", "run": run_.run}
+    (tmp_path / results.FILE).write_text(json.dumps(data | {"benchmarks": [{"extra_info": row} for row in run_.rows]}))
+    loaded = results.load(tmp_path)
+    assert (loaded.rows, loaded.commit, loaded.date) == (run_.rows, "f" * 10, "2026-01-01")
+
+
+def test_readme_section_is_replaced_between_its_marks():
+    new = readme.section(synthetic(0, cases=2), "bench/results/x")
+    assert "case 0" in new
+    text = readme.rewritten(f"a\n{readme.BEGIN}\nold\n{readme.END}\nb\n", new)
+    assert text == f"a\n{new}\nb\n"
+    assert readme.rewritten(text, new) == text
+    with pytest.raises(ValueError, match="must have"):
+        readme.rewritten("no marks", new)

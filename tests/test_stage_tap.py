@@ -300,6 +300,33 @@ def test_nan_and_infinity_upstream_stay_where_they_belong(layout, max_pool):
     assert du.isnan().any() and du[0, :2].isfinite().all()
 
 
+def mask_of_the_contract(u, shift, max_pool):
+    """The bytes that csrc/stage_tap.h describes."""
+    v, m = composed(u, shift)
+    passes = ~(v <= 0)
+    if not max_pool:
+        runs = passes.permute(0, 2, 3, 1) if is_nhwc(u) else passes.flatten(2)
+        eights = F.pad(runs, (0, -runs.shape[-1] % 8)).unflatten(-1, (-1, 8))
+        return (eights << torch.arange(8)).sum(-1).to(torch.uint8).flatten()
+    (height, width), (complete_h, complete_w) = u.shape[2:], m.shape[2:]
+    windows = F.pad(passes, (0, width % 2, 0, height % 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(4)  # [..., 4]
+    maximum = torch.zeros_like(windows)
+    if m.numel():
+        at = F.max_pool2d(v, 2, 2, return_indices=True)[1]
+        maximum[:, :, :complete_h, :complete_w] = F.one_hot(at // width % 2 * 2 + at % width % 2, 4).bool()
+    found = ((windows.int() + 16 * (maximum & windows)) << torch.arange(4)).sum(-1).to(torch.uint8)
+    return (found.permute(0, 2, 3, 1) if is_nhwc(u) else found).flatten()
+
+
+@FORMS
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mask_is_what_the_contract_says(dtype, layout, max_pool):
+    for shape in ((2, 19, 9, 13), (1, 3, 4, 38), (1, 515, 2, 3), (2, 9, 1, 5), (2, 8, 6, 1)):
+        u, shift = tap_inputs(TapCase(shape, dtype, layout, special=True))
+        assert torch.equal(raw_tap(u, shift, max_pool, True)[2], mask_of_the_contract(u, shift, max_pool))
+
+
 # --- strides of what comes back ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,6 +10,7 @@ from .reference import ATTENTIONS, autocast_dtype
 
 MAX_STAGES = 16
 LAYOUTS = ("NCHW", "NHWC")
+TAP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:
@@ -201,8 +202,8 @@ def tap(u: Any, shift: Any) -> None:
     shape = u.shape
     if len(shape) != 4:
         raise ValueError(f"u must be [B, C, H, W], got shape {tuple(shape)}")
-    if not u.is_floating_point():
-        raise TypeError(f"u must be floating point, got {u.dtype}")
+    if u.dtype not in TAP_DTYPES:
+        raise TypeError(f"u must be fp32, fp64, bf16 or fp16, got {u.dtype}")
     if shape[2] == 0 or shape[3] == 0:
         raise ValueError(f"u must have H and W of at least 1, got shape {tuple(shape)} as [B, C, H, W]")
     if shift is None:

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import reference
 from .modules import InterflowHead
@@ -16,6 +17,7 @@ __all__ = [
     "ATTENTIONS",
     "LAYOUTS",
     "TOLERANCE",
+    "Counted",
     "HeadCase",
     "TapCase",
     "Tolerance",
@@ -220,3 +222,15 @@ def assert_same_bits(name: str, actual: Tensor, expected: Tensor) -> None:
     differ = ((a.view(whole) != e.view(whole)) & ~(a.isnan() & e.isnan())).nonzero()
     place = tuple(differ[0].tolist()) if len(differ) else ()
     assert not len(differ), f"{name}{list(place)}: {a[place].item()!r}, expected {e[place].item()!r}; {len(differ)} of {a.numel()} elements differ"
+
+
+class Counted(TorchDispatchMode):
+    """Inside it, `operators` lists every operator that is called, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.append(function)
+        return function(*args, **(kwargs or {}))

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from interflow_kernels import AuxiliaryHeads, FusedInterflowHead, InterflowHead, interflow_head
+from interflow_kernels.testing import Counted
 
 HEADS = [InterflowHead, FusedInterflowHead]
 X1, X2 = torch.randn(2, 4, 6, 5), torch.randn(2, 8, 3, 3)
@@ -139,16 +139,6 @@ def test_auxiliary_heads():
         heads([X1, X1])
     with pytest.raises(ValueError, match=r"branches must be \[B, n, K\]"):
         heads.loss(torch.randn(2, 5), torch.tensor([0, 1]))
-
-
-class Counted(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.operators = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators.append(function)
-        return function(*args, **(kwargs or {}))
 
 
 def test_nothing_is_computed_before_raising():

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from interflow_kernels import StageTap, TapConv2d, backend, reference, stage_tap
-from interflow_kernels.testing import LAYOUTS, TOLERANCE, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
+from interflow_kernels.testing import LAYOUTS, TOLERANCE, Counted, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
 
 raw = torch.ops.interflow_kernels.stage_tap.default
 raw_backward = torch.ops.interflow_kernels.stage_tap_backward.default
@@ -395,9 +394,10 @@ BAD = [
     ((U[0], S), ValueError, ("u must be [B, C, H, W]", "(4, 6, 5)")),
     ((U[None], S), ValueError, ("u must be [B, C, H, W]", "(1, 2, 4, 6, 5)")),
     ((torch.tensor(1.0),), ValueError, ("u must be [B, C, H, W]", "()")),
-    ((U.long(), None), TypeError, ("u must be floating point", "torch.int64")),
-    ((U.bool(), None), TypeError, ("u must be floating point", "torch.bool")),
-    ((U.to(torch.complex64), None), TypeError, ("u must be floating point", "complex64")),
+    ((U.long(), None), TypeError, ("u must be fp32, fp64, bf16 or fp16", "torch.int64")),
+    ((U.bool(), None), TypeError, ("u must be fp32, fp64, bf16 or fp16", "torch.bool")),
+    ((U.to(torch.complex64), None), TypeError, ("u must be fp32, fp64, bf16 or fp16", "complex64")),
+    ((U.to(torch.float8_e4m3fn), None), TypeError, ("u must be fp32, fp64, bf16 or fp16", "float8_e4m3fn")),
     (([[1.0]], None), TypeError, ("u must be a tensor", "list")),
     ((None, None), TypeError, ("u must be a tensor", "NoneType")),
     ((U[:, :, :0], S), ValueError, ("u must have H and W of at least 1", "(2, 4, 0, 5)")),
@@ -413,16 +413,6 @@ BAD = [
     ((U, [0.0] * 4), TypeError, ("shift must be a tensor or None", "list")),
     ((U, S.to("meta")), ValueError, ("shift must be on the device of u, cpu", "meta")),
 ]
-
-
-class Counted(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.operators = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators.append(function)
-        return function(*args, **(kwargs or {}))
 
 
 @FORMS

@@ -28,7 +28,7 @@ TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool) {
   int64_t element = element_size(dtype), all = s.channels;
   if (s.channels_last) {
     all = max_pool ? s.windows_h() * s.windows_w() : s.pixels();
-    plan.part_size = std::max<int64_t>(1, kUnitBytes / (element * (max_pool ? 4 : 1)) / s.channels);
+    plan.part_size = std::max<int64_t>(8, kUnitBytes / (element * (max_pool ? 4 : 1)) / s.channels);  // few parts: each leaves C sums
   } else {
     plan.part_size = std::max<int64_t>(1, kUnitBytes / element / s.pixels());
   }

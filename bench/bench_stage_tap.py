@@ -73,7 +73,11 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
         return [y for u, b, m in zip(us, bs, max_pool, strict=True) for y in tap(u, b, m)]
 
     torch.compiler.reset()
-    ways = {"ours": partial(run, fused_tap), "eager": partial(run, plain_tap), "compiled": peers.compiled(partial(run, plain_tap))}
+    ways: dict[str, Callable[..., list[Tensor]]] = {
+        "ours": partial(run, fused_tap),
+        "eager": partial(run, plain_tap),
+        "compiled": peers.compiled(partial(run, plain_tap)),
+    }
     up = [torch.randn(y.shape, generator=generator).to(y) for y in run(plain_tap, sets[0], shifts)]
     up = [g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 and layout == "channels_last" else g for g in up]
 
@@ -130,8 +134,8 @@ def with_head(layout: str, device: torch.device) -> Case:
 
     def forward(kind: str) -> list[Tensor]:
         if kind == "ours":
-            ms, ps = zip(*(stage_tap(u) for u in us), strict=True)
-            return [*ms, fused(ps)]
+            pairs = [stage_tap(u) for u in us]
+            return [*(m for m, _ in pairs if m is not None), fused([p for _, p in pairs])]
         vs = [F.relu(u) for u in us]
         ms = [F.max_pool2d(v, 2, 2) for v in vs]
         return [*ms, eager(vs)] if kind == "eager" else ms

@@ -27,7 +27,7 @@ def section(results: Results, folder: str) -> str:
         "|---|---|---|",
         *(_line(results, row) for row in shown(results) if headline(row, results.base(row))[0] == row["best_peer"]),  # type: ignore[index]
         "",
-        f"![Speed-up of every case with its interval]({folder}/speed.png)",
+        f'<img src="{folder}/speed.png" width="480" alt="Speed-up of every case with its interval">',
         "",
         f"All cases, the losing ones too: `{folder}/report.md`; charts: `{folder}/report.html`. Targets reached: {sum(reached)} of {len(reached)}. "
         "`make bench` measures anew; `docs/benchmarks.md` says how to read it.",

@@ -1,6 +1,5 @@
 """The README's code runs as pasted, its paths exist, and its figures are those of the committed results."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+COMMITTED = "bench/results/cpu-2core"
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -24,7 +24,7 @@ def test_there_is_code():
     assert len(PYTHON) >= 2
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md", "docs/benchmarks.md"])
 def test_paths_exist(document):
     named = re.findall(r"`((?:csrc|interflow_kernels|python|bench|tests|docs)/[\w./-]*)`", (ROOT / document).read_text())
     assert named
@@ -34,15 +34,20 @@ def test_paths_exist(document):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`make ([\w-]+)`", README)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    documents = README + (ROOT / "docs/benchmarks.md").read_text()
+    for target in set(re.findall(r"(?:`|^    )make ([\w-]+)", documents, re.MULTILINE)):
+        assert re.search(rf"^(?:[\w-]+ )*{target}(?: [\w-]+)*:", makefile, re.MULTILINE), target
 
 
-def test_measured_ratios_are_those_of_the_results():
-    results = json.loads((ROOT / "bench/results/cpu-2core/head.json").read_text())
-    rows = {b["extra_info"]["case"]: b["extra_info"] for b in results["benchmarks"] if b["extra_info"]["provider"] == "ours"}
-    lines = re.findall(r"^\| (forward [^|]+) \| ([\d.]+)x \| ([\d.]+) \|$", README, re.MULTILINE)
-    assert len(lines) >= 6
-    for case, ratio, share in lines:
-        assert float(ratio) == pytest.approx(rows[case]["peer_ratio"][0], abs=0.006), case
-        assert float(share) == pytest.approx(rows[case]["read_share"][0], abs=0.006), case
+def test_speed_section_is_that_of_the_committed_results():
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        from readme import rewritten, section
+        from reporting.results import load
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    results = load(ROOT / COMMITTED)
+    assert len(results.comparable()) >= 20
+    assert rewritten(README, section(results, COMMITTED)) == README, "run `make bench-readme`"
+    assert results.digest.encode() in (ROOT / COMMITTED / "speed.png").read_bytes(), f"run `python bench/report.py {COMMITTED}`"

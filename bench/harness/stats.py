@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ DRAWS = 2000
 LEVEL = 0.95
 
 
-def quantile(samples: Sequence[float], q: float) -> float:
+def quantile(samples: Sequence[float] | np.ndarray[Any, Any], q: float) -> float:
     """Linear interpolation between order statistics; q in [0, 1]."""
     return float(np.quantile(np.asarray(samples, dtype=float), q))
 
@@ -31,7 +32,7 @@ def order_interval(samples: Sequence[float], level: float = LEVEL) -> tuple[floa
     return ordered[k - 1], ordered[n - k]
 
 
-def bootstrap_medians(samples: Sequence[float], seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+def bootstrap_medians(samples: Sequence[float], seed: int = 0, draws: int = DRAWS) -> np.ndarray[Any, Any]:
     """Medians [draws] of resamples made of blocks of n^(1/3) neighbouring rounds, so that slow drift stays in: a circular block bootstrap."""
     values = np.asarray(samples, dtype=float)
     n = len(values)

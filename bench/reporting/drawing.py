@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 OURS, PEER, LOST, EVEN, GRID = "#1f5fbf", "#d9730d", "#c0262d", "#777777", "#e3e3e3"
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,

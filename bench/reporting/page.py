@@ -29,7 +29,7 @@ figcaption { color: var(--soft); font-size: .825rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; max-height: 80vh; }
 table { border-collapse: collapse; font-size: .85rem; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td:first-child { min-width: 11rem; }
+td { min-width: 5.5rem; } td:first-child { min-width: 11rem; }
 th { position: sticky; top: 0; background: #f5f6f8; cursor: pointer; white-space: nowrap; user-select: none; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--blue); }
 th[aria-sort=ascending] button::after { content: " \\25b2"; } th[aria-sort=descending] button::after { content: " \\25bc"; }

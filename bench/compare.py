@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.stats import holm, rank_p_value, unpaired_ratio_interval
-from reporting.results import Results, Row, load, machine_line, samples
+from reporting.results import Results, Row, busy, load, machine_line, samples
 
 YARDSTICKS = ("copy", "read", "torch.empty", "plain", "none", "eager", "eager head(xs)", "Interflow naive")
 SIGNIFICANT = 0.05
@@ -27,10 +27,11 @@ class Change:
     ratio: tuple[float, float, float]
     yardstick: str
     p: float
+    quiet: bool  # both runs
 
     @property
     def verdict(self) -> str:
-        if self.p >= SIGNIFICANT or abs(self.ratio[0] - 1) < SMALLEST:
+        if not self.quiet or self.p >= SIGNIFICANT or abs(self.ratio[0] - 1) < SMALLEST:
             return "-"
         return "slower" if self.ratio[0] > 1 else "faster"
 
@@ -46,7 +47,8 @@ def changes(a: Results, b: Results) -> list[Change]:
         mine, theirs = beside(row, a.case(row["case"])[yardstick]), beside(other, b.case(row["case"])[yardstick])
         found.append((row, other, yardstick, unpaired_ratio_interval(theirs, mine), rank_p_value(mine, theirs)))
     corrected = holm([p for *_, p in found])
-    return [Change(row["case"], row["provider"], o["p50_us"] / row["p50_us"], r, y, p) for (row, o, y, r, _), p in zip(found, corrected, strict=True)]
+    quiet = not busy(a) and not busy(b)
+    return [Change(row["case"], row["provider"], o["p50_us"] / row["p50_us"], r, y, p, quiet) for (row, o, y, r, _), p in zip(found, corrected, strict=True)]
 
 
 def beside(row: Row, yardstick: Row) -> list[float]:
@@ -58,6 +60,8 @@ def report(a: Results, b: Results) -> str:
     made = sorted(changes(a, b), key=lambda change: (change.verdict == "-", -abs(change.ratio[0] - 1)))
     changed = [change for change in made if change.verdict != "-"]
     lines = [f"A: {machine_line(a)}", f"B: {machine_line(b)}", ""]
+    if busy(a) or busy(b):
+        lines += ["Other processes took part of the machine in one of the runs, and they do not slow all providers alike: no verdicts.", ""]
     lines += [f"{len(changed)} of {len(made)} changed (p < {SIGNIFICANT:g} after Holm's correction and by {SMALLEST:.0%} or more).", ""]
     lines += ["| case | provider | B / A beside the yardstick [95 %] | yardstick | B / A raw | p, corrected | B is |", "|---|---|---|---|---|---|---|"]
     for c in made:

@@ -6,9 +6,9 @@ the next one takes page faults for memory that it would find ready when it runs 
 """
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from typing import Any
 
 import torch
@@ -51,25 +51,34 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def call_turn(call: Callable[[int], Any], sets: int, turns: "count[int]", device: torch.device) -> Callable[[], float]:
-    """Seconds a call, seen by the caller: once untimed, then one call or, where it is short, the mean of several.
+def rotation(sets: int, seed: int = 0) -> Iterator[int]:
+    """Which input set is next, for all providers of a case together: at random among the third that was used longest ago.
 
-    `turns` counts the calls of all providers of a case: the input sets rotate through all of them, so none finds in the cache what its neighbour read.
+    So none finds in the cache what its neighbour read, and none always gets the same sets: in strict order it would, and sets differ by a
+    percent or two, by where their pages lie.
     """
+    order, choose = list(range(sets)), random.Random(seed)
+    while True:
+        order.append(order.pop(choose.randrange(max(1, sets // 3))))
+        yield order[-1]
+
+
+def call_turn(call: Callable[[int], Any], turns: Iterator[int], device: torch.device) -> Callable[[], float]:
+    """Seconds a call, seen by the caller: once untimed, then one call or, where it is short, the mean of several. `turns`: the rotation."""
     for _ in range(3):
-        call(next(turns) % sets)
+        call(next(turns))
     synchronize(device)
     start = time.perf_counter()
-    call(next(turns) % sets)
+    call(next(turns))
     synchronize(device)
     calls = min(100, max(1, math.ceil(TURN_SECONDS / (time.perf_counter() - start))))
 
     def turn() -> float:
-        call(next(turns) % sets)
+        call(next(turns))
         synchronize(device)
         start = time.perf_counter()
         for _ in range(calls):
-            call(next(turns) % sets)
+            call(next(turns))
         synchronize(device)
         return (time.perf_counter() - start) / calls
 

@@ -7,14 +7,13 @@ that replays them. JSON, tables and `pytest-benchmark compare` work as usual on 
 
 import time
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
 from .case import Case, Plan, Provider
-from .clock import REPLAY, call_turn, graph_turn, host_seconds
+from .clock import REPLAY, call_turn, graph_turn, host_seconds, rotation
 from .gate import refuse_wrong, tensors
 from .goals import Measured
 from .machine import others_seconds
@@ -56,11 +55,11 @@ class Session:
 
     def measure(self, case: Case, seconds: float) -> dict[str, list[float]]:
         """Seconds a call, one sample for each provider and round; providers take turns, the first of a round changes."""
-        turns = count()
+        turns = rotation(case.sets)
         graphs = case.family == "device" and self.device.type == "cuda"
         ways = {}
         for name, provider in list(case.providers.items()):
-            ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, case.sets, turns, self.device)
+            ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, turns, self.device)
         samples: dict[str, list[float]] = {name: [] for name in ways}
         names = list(ways)
         start, others = time.perf_counter(), others_seconds()

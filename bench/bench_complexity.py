@@ -21,7 +21,7 @@ TAP_SWEEPS = {"B": (1, 4, 16, 64), "H*W": (14**2, 28**2, 56**2, 112**2), "C": (3
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
-    seconds = 2.0 if full else 0.4
+    seconds = 2.0 if full else 0.3
     for operator, middle, sweeps in (("head", HEAD, HEAD_SWEEPS), ("tap", TAP, TAP_SWEEPS)):
         for letter, values in sweeps.items():
             for value in values:

@@ -68,7 +68,7 @@ def plan(
 ) -> Plan:
     words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224)
     name = " ".join(words).replace("head ", "head, ", 1)
-    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 2.5)
+    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 2)
 
 
 def alone(

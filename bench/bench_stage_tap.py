@@ -34,7 +34,7 @@ def plans(full: bool, device: torch.device) -> Iterator[Plan]:
         chosen += [("four stages", p, "fp32", layout, 8, True) for p in PASSES for layout in LAYOUTS]
     for stages, direction, dtype, layout, batch, shift in chosen:
         heavy = direction == "forward+backward"
-        yield plan(stages, direction, dtype, layout, batch, shift, MODES, device, 5 if heavy else 2.5)
+        yield plan(stages, direction, dtype, layout, batch, shift, MODES, device, 4 if heavy else 2)
     for layout in LAYOUTS:
         yield Plan(f"stages with Interflow, forward+backward fp32 {layout} B=8", ("ours", "eager", "plain"), partial(with_head, layout, device), 4)
 

@@ -26,8 +26,8 @@ TOLERANCE = 5e-3  # logits and gradients of 13 convolutions in fp32, which sum i
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
     # model, pass, pixels, batch, width, layout, compiled, seconds
-    yield plan("vgg16", "training step", 32, 64, 1.0, "nchw", False, device, 45)
-    yield plan("vgg16", "inference", 32, 64, 1.0, "nchw", False, device, 12)
+    yield plan("vgg16", "training step", 32, 64, 1.0, "nchw", False, device, 32)
+    yield plan("vgg16", "inference", 32, 64, 1.0, "nchw", False, device, 8)
     yield plan("vgg16_bn", "training step", 32, 64, 0.25, "nchw", False, device, 6)
     if not full:
         return

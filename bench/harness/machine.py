@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def others_seconds() -> float | None:
         return None
     own = os.times()
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def wait_for_quiet(at_most: float, probe: float = 0.25) -> float:
+    """Waits until other processes leave the cores alone for `probe` seconds, `at_most` so long; returns the seconds waited.
+
+    Two cores of which one is shared are worse than half: threads that wait for each other wait for the scheduler's slices.
+    """
+    start = time.perf_counter()
+    while (waited := time.perf_counter() - start) < at_most:
+        before = others_seconds()
+        if before is None:
+            break
+        time.sleep(probe)
+        if (others_seconds() or 0.0) - before < 0.1 * probe:
+            break
+    return waited
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from .case import Case, Plan, Provider
 from .clock import REPLAY, call_turn, graph_turn, host_seconds, rotation
 from .gate import refuse_wrong, tensors
 from .goals import Measured
-from .machine import others_seconds
+from .machine import others_seconds, wait_for_quiet
 from .memory import peak_bytes
 from .stats import quantile
 
@@ -31,6 +31,7 @@ class Session:
     scale: float = 1.0  # of every case's seconds
     timed: float = 0.0  # seconds
     others: float = 0.0  # CPU seconds that other processes took meanwhile
+    patience: float = 60.0  # seconds left to wait for a quiet machine, all cases together
     _plan: Plan | None = None
     _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _samples: dict[str, list[float]] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Session:
             ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, turns, self.device)
         samples: dict[str, list[float]] = {name: [] for name in ways}
         names = list(ways)
+        self.patience -= wait_for_quiet(min(self.patience, 5.0))
         start, others = time.perf_counter(), others_seconds()
         for number in range(ROUNDS[1]):
             if number >= ROUNDS[0] and time.perf_counter() - start > seconds:
@@ -69,8 +71,9 @@ class Session:
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(ways[name]() / case.repeats)
-        self.timed += time.perf_counter() - start
-        self.others += (others_seconds() or 0.0) - (others or 0.0)
+        took, spent = time.perf_counter() - start, (others_seconds() or 0.0) - (others or 0.0)
+        self.timed, self.others = self.timed + took, self.others + spent
+        case.about["others_cores"] = round(max(0.0, spent / took), 2)
         return samples
 
 

@@ -1,7 +1,6 @@
-"""A trained network made ready to serve: norms folded into convolutions, the attention into the head, memory format and dtype."""
+"""Steps that make a trained network ready to serve: norms into convolutions; attention, memory format and dtype. No model's own."""
 
-import copy
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,42 +8,32 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from interflow_kernels import InterflowHead
 
-if TYPE_CHECKING:
-    from .vgg import VGG
-
 
 @torch.no_grad()
-def fused(model: "VGG") -> "VGG":
-    """A new network in eval mode whose batch norms are part of the convolutions before them; without any, a copy.
+def fold_norms(layers: Sequence[nn.Module], targets: Sequence[nn.Conv2d]) -> None:
+    """Writes each convolution of `layers`, folded with the batch norm behind it, into the target of its place.
 
     W' = W * gamma / sqrt(var + eps),  b' = (b - mean) * gamma / sqrt(var + eps) + beta, with the running mean and variance
     """
-    if not model.batch_norm:
-        return copy.deepcopy(model).eval()
-    plain = model.rebuilt(batch_norm=False)
-    plain.head = copy.deepcopy(model.head)
-    weight = next(model.features.parameters())
-    plain.to(device=weight.device, dtype=weight.dtype)
-    given = list(model.features.values())
-    targets = [layer for layer in plain.features.values() if isinstance(layer, nn.Conv2d)]
-    sources = [(layer, given[i + 1]) for i, layer in enumerate(given) if isinstance(layer, nn.Conv2d)]
-    for target, (conv, norm) in zip(targets, sources, strict=True):
+    pairs = [(layer, layers[i + 1]) for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    for target, (conv, norm) in zip(targets, pairs, strict=True):
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
         w, b = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         target.weight.copy_(w)
         assert target.bias is not None
         target.bias.copy_(b)
-    return plain.eval()
 
 
-def for_inference(model: "VGG", dtype: torch.dtype | None, channels_last: bool) -> "VGG":
-    """A new network to serve with: `fused`, the head folded where it is linear, frozen, in one memory format and dtype."""
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"dtype must be floating point or None, got {dtype}")
-    ready = fused(model)
-    if isinstance(ready.head, InterflowHead) and ready.head.attention != "gated":
-        ready.head = ready.head.fold()
+def folded_head(head: nn.Module) -> nn.Module:
+    """An Interflow head with its attention folded into the weight where it is linear; any other as it is."""
+    return head.fold() if isinstance(head, InterflowHead) and head.attention != "gated" else head
+
+
+def freeze(model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
+    """No gradients, one memory format, and `dtype` unless it is None. Raises TypeError for a dtype that is not floating point."""
     if dtype is not None:
-        ready.to(dtype)
-    ready.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
-    return ready.requires_grad_(False)
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be floating point or None, got {dtype}")
+        model.to(dtype)
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    model.requires_grad_(False)

@@ -1,5 +1,6 @@
 """VGG-16 in stages: a table of widths and one class that records its stages while it is built."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -188,14 +189,24 @@ class VGG(nn.Module):
 
     def fuse(self) -> "VGG":
         """A new network in eval mode whose batch norms are folded into the convolutions before them; this one stays as it is."""
-        return inference.fused(self)
+        if not self.batch_norm:
+            return copy.deepcopy(self).eval()
+        plain = self.rebuilt(batch_norm=False)
+        plain.head = copy.deepcopy(self.head)
+        plain.to(device=next(self.features.parameters()).device, dtype=self.dtype)
+        convolutions = [layer for layer in plain.features.values() if isinstance(layer, nn.Conv2d)]
+        inference.fold_norms(list(self.features.values()), convolutions)
+        return plain.eval()
 
     def for_inference(self, dtype: torch.dtype | None = None, channels_last: bool = True) -> "VGG":
         """A new network to serve with: `fuse`, the head folded where it is linear, frozen, in `dtype` and one memory format.
 
         Give images in `dtype`; their memory format does not matter. Raises TypeError for a dtype that is not floating point.
         """
-        return inference.for_inference(self, dtype, channels_last)
+        ready = self.fuse()
+        ready.head = inference.folded_head(ready.head)
+        inference.freeze(ready, dtype, channels_last)
+        return ready
 
     def get_classifier(self) -> nn.Module:
         """The head; nn.Identity where num_classes is 0."""

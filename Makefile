@@ -51,8 +51,8 @@ $(VENV)/requirements: constraints.txt pyproject.toml
 	$(PIP) install -q -c constraints.txt torch numpy setuptools wheel ninja pybind11
 	@touch $@
 
-$(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.yaml')
-	INTERFLOW_CUDA=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+$(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.yaml')
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
 	@touch $@
 
 clean:

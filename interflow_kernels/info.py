@@ -57,11 +57,11 @@ def report() -> str:
     for device, index in devices():
         label = device if index is None else f"{device}:{index}"
         chosen = next((name for name in ("native", "triton") if _backend.reason_against(name, device, index) is None), "eager")
-        lines.append(f"  {label:6} runs    {chosen}")
+        lines.append(f"  {label:5} runs     {chosen}")
         for name in ("native", "triton"):
             reason = _backend.reason_against(name, device, index)
             if reason is not None:
-                lines.append(f"  {label:6} not     {name}: {reason}")
+                lines.append(f"  {label:5} not      {name}: {reason}")
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def tiny(monkeypatch):
 def built(plan):
     """The plan's case on a CPU, its batch cut down, checked, each provider called."""
     function, arguments = plan.build.func, list(plan.build.args)
-    arguments = [min(a, 3) if isinstance(a, int) and not isinstance(a, bool) and a > 224 or a in (128, 32) else a for a in arguments]
+    arguments = [min(a, 3) if (isinstance(a, int) and not isinstance(a, bool) and a > 224) or a in (128, 32) else a for a in arguments]
     made = function(*arguments)
     run.check(made)
     assert set(plan.providers) - set(made.providers) <= {"launch", "copy", "TensorRT", "fused, no branches"}

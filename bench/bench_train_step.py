@@ -22,10 +22,8 @@ NETWORKS: dict[str, tuple[Kind, dict[str, str]]] = {
     "plain": ("base", {"head": "last", "stage": "eager"}),
 }
 NO_BRANCHES = "fused, no branches"  # the plain network whose max-pools are taps: what the branches and the head cost on top
-TOLERANCE = {
-    "fp32": 5e-3,
-    "bf16": 0.1,
-}  # logits and gradients of 13 convolutions, which sum and round in another order behind the tap's bias; seen on a CPU: bf16 0.05
+TOLERANCE = {"fp32": 5e-3, "bf16": 0.1}
+"""Of logits and gradients of 13 convolutions, which sum and round in another order behind the tap's bias. Seen on a CPU in bf16: 0.05."""
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:

@@ -96,6 +96,9 @@ PYBIND11_MODULE(_C, m) {
         info["compiler"] = compiler();
         info["torch"] = INTERFLOW_TORCH_VERSION;
         info["stable_abi"] = INTERFLOW_STABLE_ABI;
+        info["cuda"] = INTERFLOW_CUDA_VERSION;
+        info["cuda_architectures"] = INTERFLOW_CUDA_ARCHITECTURES;
+        info["cuda_reason"] = INTERFLOW_CUDA_REASON;
 #if defined(__x86_64__)
         info["cpu_kernels"] = pybind11::make_tuple("baseline", "avx2");
 #else
@@ -103,6 +106,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
         return info;
       },
-      "Compiler, the torch built against, the stable ABI version, and the CPU instruction sets compiled: a dict.");
+      "Compiler, the torch built against, the stable ABI version, the CUDA version built with (empty: without) and for which GPUs, why so, and the CPU "
+      "instruction sets compiled: a dict.");
   m.def("has_avx2", &has_avx2, "Whether this processor has AVX2, FMA and F16C.");
 }

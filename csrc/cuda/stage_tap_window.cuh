@@ -1,0 +1,166 @@
+// 2x2 windows of the stage tap in words of Packed<T>: one word for each place of the window, so two windows at a time where T has
+// 16 bits. NHWC: two channels; NCHW: two neighbours of a row. The bytes of the mask: see ../stage_tap.h.
+#pragma once
+#include "packed.cuh"
+
+namespace interflow {
+
+template <class T>
+constexpr int kPer = Packed<T>::kPer;
+
+// Bits 4-7 of the mask's byte in the highest byte of each element.
+template <class T>
+constexpr uint32_t kMaximumBits = Packed<T>::kTops | Packed<T>::kTops >> 1 | Packed<T>::kTops >> 2 | Packed<T>::kTops >> 3;
+
+// --- forward ---------------------------------------------------------------------------------------------------------------
+// x: u + shift, one word for each place; v: the same, rectified (0 outside the map).
+template <class T>
+struct TapWindow {
+  uint32_t v[4];
+  uint32_t first;  // x[0]: where the maximum is 0 it is the first of equals, which may be -0
+
+  __device__ __forceinline__ float sum(int i) const {
+    using P = Packed<T>;
+    return (P::get(v[0], i) + P::get(v[1], i)) + (P::get(v[2], i) + P::get(v[3], i));
+  }
+
+  // The maximum. `code`, where asked for: the mask's byte in the highest byte of each element.
+  __device__ __forceinline__ uint32_t maximum(bool need_mask, uint32_t& code) const {
+    using P = Packed<T>;
+    uint32_t of_two = P::maximum(v[0], v[1]), of_three = P::maximum(of_two, v[2]), m = P::maximum(of_three, v[3]);
+    if (need_mask) {
+      // Whether an element replaces the maximum before it: it is greater or NaN
+      uint32_t t1 = above<T>(v[1], P::nan_to_infinity(v[0])), t2 = above<T>(v[2], P::nan_to_infinity(of_two)), t3 = above<T>(v[3], P::nan_to_infinity(of_three));
+      // What replaced 0 passes the gradient; the first element may be 0 itself
+      uint32_t pass = not_zero<T>(v[0]);
+      uint32_t plane[8] = {pass, not_zero<T>(v[1]), not_zero<T>(v[2]), not_zero<T>(v[3]), pass & ~(t1 | t2 | t3), t1 & ~(t2 | t3), t2 & ~t3, t3};
+      code = plane[0] & P::kTops;
+#pragma unroll
+      for (int k = 1; k < 8; ++k) code = code >> 1 | (plane[k] & P::kTops);
+    }
+    uint32_t negative_zero = first & ~not_zero<T>(first & ~P::kTops) & ~not_zero<T>(m) & P::kTops;
+    return m | negative_zero;
+  }
+};
+
+// The highest bytes of all elements of N words, in order; N * kPer<T> bytes.
+template <class T, int N>
+__device__ __forceinline__ Vector<uint8_t, N * kPer<T>> top_bytes(const uint32_t (&words)[N]) {
+  Vector<uint8_t, N * kPer<T>> bytes;
+  if constexpr (kPer<T> == 2) {
+    static_assert(N % 2 == 0);
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      uint32_t four = permute_bytes<0x7531>(words[i], words[i + 1]);
+      memcpy(&bytes[2 * i], &four, 4);
+    }
+  } else if constexpr (N == 2) {
+    uint16_t two = uint16_t(permute_bytes<0x5573>(words[0], words[1]));
+    memcpy(&bytes, &two, 2);
+  } else {
+    static_assert(N == 4);
+    uint32_t four = permute_bytes<0x5410>(permute_bytes<0x7373>(words[0], words[1]), permute_bytes<0x7373>(words[2], words[3]));
+    memcpy(&bytes, &four, 4);
+  }
+  return bytes;
+}
+
+// The inverse: byte i in the highest byte of element i.
+template <class T, int N>
+__device__ __forceinline__ void to_top_bytes(const Vector<uint8_t, N * kPer<T>>& bytes, uint32_t (&words)[N]) {
+  if constexpr (kPer<T> == 2) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      uint32_t four;
+      memcpy(&four, &bytes[2 * i], 4);
+      words[i] = permute_bytes<0x1404>(four, 0), words[i + 1] = permute_bytes<0x3424>(four, 0);
+    }
+  } else {
+    uint32_t all = 0;
+    memcpy(&all, &bytes, N);
+#pragma unroll
+    for (int i = 0; i < N; ++i) words[i] = all << (24 - 8 * i);
+  }
+}
+
+// Whether each element is not 0, as bits 0, 1, ... of a byte: eight elements.
+template <class T, int N>
+__device__ __forceinline__ uint8_t passing_bits(const uint32_t (&v)[N]) {
+  static_assert(N * kPer<T> == 8);
+  uint32_t found = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if constexpr (kPer<T> == 2)
+      found |= (not_zero<T>(v[i]) & Packed<T>::kTops) >> (15 - 2 * i);  // even ones at bit 2i, odd ones at bit 2i + 16
+    else
+      found |= (not_zero<T>(v[i]) & Packed<T>::kTops) >> (31 - i);
+  }
+  return uint8_t(kPer<T> == 2 ? found | found >> 15 : found);
+}
+
+// --- backward --------------------------------------------------------------------------------------------------------------
+// x / by, rounded once (Markstein's correction, given 1 / by rounded): the division that the compiler calls costs registers.
+__device__ __forceinline__ float divided(float x, float by, float reciprocal) {
+  float quotient = x * reciprocal, error = fmaf(-quotient, by, x);
+  return error - error == 0.0f ? fmaf(error, reciprocal, quotient) : quotient;  // infinities and NaN stay
+}
+
+// What all windows of a word's channels share: gp = dp / (H W), and what sums d(shift): how often gp passed, and the passing dm.
+template <class T>
+struct TapGradient {
+  float gp[kPer<T>];
+  uint32_t rounded_gp;  // + 0, as a sum with a missing dm is
+  uint32_t count = 0;   // of elements that pass, in each element's bits
+  float dm_sum[kPer<T>] = {};
+
+  __device__ __forceinline__ void start(const float* each) {
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) gp[i] = each[i], dm_sum[i] = 0;
+    float alone[kPer<T>];
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) alone[i] = gp[i] + 0.0f;
+    rounded_gp = Packed<T>::pack(alone);
+    count = 0;
+  }
+
+  // Gradients of the four places of a window from its mask (in the highest bytes) and dm.
+  __device__ __forceinline__ void window(uint32_t code, uint32_t dm, uint32_t (&d)[4]) {
+    using P = Packed<T>;
+    float both[kPer<T>];
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) both[i] = gp[i] + P::get(dm, i);
+    uint32_t rounded = P::pack(both), any = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t pass = P::spread_top(code << (7 - j)), is_maximum = P::spread_top(code << (3 - j));
+      d[j] = (rounded & is_maximum) | (rounded_gp & pass & ~is_maximum);
+      count += pass & P::kOnes;
+      any |= is_maximum;
+    }
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) dm_sum[i] += P::get(dm & any, i);
+  }
+
+  // Likewise where only the mean was taken; pass: all bits of an element that passes.
+  __device__ __forceinline__ uint32_t element(uint32_t pass) {
+    count += pass & Packed<T>::kOnes;
+    return rounded_gp & pass;
+  }
+
+  // The sum of all gradients so far.
+  __device__ __forceinline__ float sum(int i) const {
+    uint32_t passed = kPer<T> == 2 ? count >> (16 * i) & 0xffff : count;
+    return (passed ? float(passed) * gp[i] : 0.0f) + dm_sum[i];
+  }
+};
+
+// Bits 2i and 2i + 1 (bit i) of a byte as all bits of a word's two elements (of its one).
+template <class T>
+__device__ __forceinline__ uint32_t spread_bits(uint32_t byte, int i) {
+  if constexpr (kPer<T> == 2)
+    return Packed<T>::spread_top((byte << (15 - 2 * i) & 0x8000u) | (byte << (30 - 2 * i) & 0x80000000u));
+  else
+    return Packed<T>::spread_top(byte << (31 - i));
+}
+
+}  // namespace interflow

@@ -49,6 +49,8 @@ __global__ void __launch_bounds__(kProgramThreads) program_kernel(const __grid_c
 
 }  // namespace
 
-cudaError_t launch_program(const ProgramParams& P, int64_t blocks, cudaStream_t stream) { return launch(program_kernel, {blocks, kProgramThreads, 0, stream}, P); }
+cudaError_t launch_program(const ProgramParams& P, int64_t blocks, cudaStream_t stream) {
+  return launch(program_kernel, {blocks, kProgramThreads, 0, stream}, P);
+}
 
 }  // namespace interflow

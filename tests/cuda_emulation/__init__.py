@@ -15,7 +15,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +28,10 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+NAME = "interflow_emulated"
+FLAGS = ["-std=c++20", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall"]
+FLAGS += ["-Wno-psabi", "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+FLAGS += ["-DINTERFLOW_EMULATION=1", f"-DINTERFLOW_LIBRARY={NAME}", "-DINTERFLOW_KEY=CPU"]
 KERNEL_FLAGS = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 CHECKED = ("memcpy", "memmove", "memset")
 ASAN_FLAGS = ["-fsanitize=address", "-fno-omit-frame-pointer"]
@@ -72,52 +75,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("INTERFLOW_EMULATION_CACHE", Path(tempfile.gettempdir()) / f"interflow-emulation-{os.getuid()}"))
 
 
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
 def run(command: Sequence[str | Path]) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-6000:]}")
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[:6000]}")
     return done.stdout
 
 
-def folders_of(sources: Sequence[Path]) -> list[Path]:
-    """Whose files a build reads: csrc, and the folders of sources elsewhere."""
-    folders = [ROOT / "csrc", HERE]
-    folders += [s.parent for s in sources if not any(f in s.parents for f in folders)]
-    return list(dict.fromkeys(folders))
-
-
-def edited(sources: Sequence[Path], edits: Sequence[Edit], into: Path) -> tuple[Path, list[Path]]:
-    """A copy of the project's sources with the edits: its root and the sources in it."""
-    for folder in folders_of(sources):
-        shutil.copytree(folder, into / folder.relative_to(ROOT), ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+def edited(sources: Sequence[Path], edits: Sequence[Edit], root: Path) -> None:
+    """Copies the project's sources to another root and makes the edits there."""
+    for folder in {ROOT / "csrc", HERE, *(s.parent for s in sources)}:
+        shutil.copytree(folder, root / folder.relative_to(ROOT), ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for edit in edits:
-        path = into / edit.file
+        path = root / edit.file
         text = path.read_text()
         if text.count(edit.old) != 1:
             raise ValueError(f"{edit.file}: the text to edit is there {text.count(edit.old)} times, not once: {edit.old!r}")
         path.write_text(text.replace(edit.old, edit.new))
-    return into, [into / s.relative_to(ROOT) for s in sources]
 
 
-def compile_object(source: Path, root: Path, library: str, asan: bool) -> Path:
-    """One object file, found in the cache if the same preprocessed text was compiled with the same flags before."""
+@functools.cache
+def compile_object(source: Path, asan: bool, root: Path = ROOT) -> Path:
+    """The object file of a source (its path below the root), from the cache if the same preprocessed text was compiled before."""
     kernel = source.suffix == ".cu"
-    include = [root / "csrc", root / "csrc/cuda", root / "tests/cuda_emulation"]
-    system = [cuda_include(), Path(torch.__file__).parent / "include"]
-    defines = {"INTERFLOW_EMULATION": 1, "INTERFLOW_EMULATION_ASAN": int(asan), "INTERFLOW_LIBRARY": library, "INTERFLOW_KEY": "CPU"}
-    base = [compiler(), "-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
-    base += ["-fno-strict-aliasing", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", f"-ffile-prefix-map={root}/=", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    base += [f"-D{name}={value}" for name, value in defines.items()] + [f"-I{f}" for f in include]
-    for folder in system:
-        base += ["-isystem", str(folder)]
-    flags = ASAN_FLAGS if asan else KERNEL_FLAGS if kernel else []
-    text = run([*base, "-E", source]).replace(f"{root}/", "")
-    key = hashlib.sha256("\0".join([text, *map(str, base[:14]), *flags]).encode()).hexdigest()[:24]
-    target = cache_folder() / f"{source.stem}-{key}.o"
+    flags = [*FLAGS, f"-DINTERFLOW_EMULATION_ASAN={int(asan)}", *(ASAN_FLAGS if asan else KERNEL_FLAGS if kernel else [])]
+    places = [f"-I{root / folder}" for folder in ("csrc", "csrc/cuda", "tests/cuda_emulation")]
+    places += [f"-isystem{folder}" for folder in (cuda_include(), Path(torch.__file__).parent / "include")]
+    command = [compiler(), "-x", "c++", *flags, f"-ffile-prefix-map={root}/=", *places, root / source]
+    text = run([*command, "-E"]).replace(f"{root}/", "")
+    target = cache_folder() / f"{source.stem}-{digest(compiler(), *flags, text)}.o"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
             made = Path(folder) / "made.o"
-            run([*base, *flags, "-c", source, "-o", made])
+            run([*command, "-c", "-o", made])
             if kernel and not asan:
                 run(["objcopy", *(f"--redefine-sym={name}=interflow_checked_{name}" for name in CHECKED), made])
             made.replace(target)
@@ -130,23 +124,30 @@ def build(sources: tuple[Path, ...], edits: tuple[Edit, ...] = (), asan: bool = 
     if reason := why_not():
         raise RuntimeError(f"the CUDA emulation cannot be built: {reason}")
     cache_folder().mkdir(parents=True, exist_ok=True)
-    # Two libraries with operators cannot share a name in one process.
-    outside = [s.stem for s in sources if ROOT / "csrc" not in s.parents]
-    library = "interflow_emulated" + "".join(f"_{re.sub(r'[^a-z0-9]', '_', stem)}" for stem in outside[:1])
-    if edits:
-        library += "_" + hashlib.sha256(repr(edits).encode()).hexdigest()[:10]
-    with tempfile.TemporaryDirectory() as folder:
-        root, moved = edited(sources, edits, Path(folder)) if edits else (ROOT, list(sources))
-        runtime = sorted((root / "tests/cuda_emulation").glob("*.cpp"))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda s: compile_object(s, root, library, asan), [*moved, *runtime]))
-    key = hashlib.sha256("\0".join(map(str, objects)).encode()).hexdigest()[:24]
+    paths = [s.relative_to(ROOT) for s in (*sources, *sorted(HERE.glob("*.cpp")))]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        root = ROOT
+        if edits:
+            root = Path(folder)
+            edited(sources, edits, root)
+        # An edit of a header may change any source, that of a source only itself.
+        headers = any(not edit.file.endswith((".cu", ".cpp")) for edit in edits)
+        changed = {p for p in paths if headers or str(p) in {edit.file for edit in edits}}
+        objects = list(pool.map(lambda p: compile_object(p, asan, root if p in changed else ROOT), paths))
+    # A process takes operators of one name once: all but the project's own get another name of the same length, written into the object files.
+    key = digest(*map(str, objects))
+    library = NAME if not edits and list(sources) == operator_sources() else f"interflow_{key[:8]}"
     target = cache_folder() / f"{library}-{key}.so"
     if not target.exists():
-        made = target.with_suffix(f".{os.getpid()}")
-        torch_lib = Path(torch.__file__).parent / "lib"
-        run([compiler(), "-shared", *(ASAN_FLAGS if asan else []), *objects, f"-L{torch_lib}", "-ltorch_cpu", "-ldl", "-o", made])
-        made.replace(target)
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            named = []
+            for i, path in enumerate(objects):
+                named.append(Path(folder) / f"{i}.o")
+                named[-1].write_bytes(path.read_bytes().replace(NAME.encode(), library.encode()))
+            torch_lib = Path(torch.__file__).parent / "lib"
+            made = Path(folder) / "made.so"
+            run([compiler(), "-shared", *(ASAN_FLAGS if asan else []), *named, f"-L{torch_lib}", "-ltorch_cpu", "-ldl", "-o", made])
+            made.replace(target)
     return target, library
 
 
@@ -168,7 +169,7 @@ def emulated(library: SimpleNamespace, blocks: int = 7, seed: int = 0) -> Iterat
     yield
 
 
-def launches(library: SimpleNamespace) -> int:
-    """How many launches the library has run."""
-    library.control.interflow_emulation_launches.restype = ctypes.c_int64
-    return library.control.interflow_emulation_launches()
+def order_of_last_launch(library: SimpleNamespace) -> int:
+    """A number that differs where threads ran in another order."""
+    library.control.interflow_emulation_order.restype = ctypes.c_uint64
+    return library.control.interflow_emulation_order()

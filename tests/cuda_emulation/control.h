@@ -8,7 +8,7 @@ namespace interflow::emulation {
 struct Settings {
   int64_t blocks = 7;  // that "fit the device" at once
   uint64_t seed = 0;
-  int64_t launches = 0;
+  uint64_t order = 0;  // a hash of who ran after whom in the last launch
 };
 extern Settings settings;
 

@@ -118,6 +118,7 @@ Thread& take_next(bool any_block) {
     block->runnable = false;
     std::erase(machine.runnable, block);
   }
+  settings.order = settings.order * 0x9e3779b97f4a7c15u + (block->index << Stamp::kThreadBits | index) + 1;
   return *block->threads[index];
 }
 
@@ -347,7 +348,7 @@ bool run(const Launch& launch) {
   machine.random = (settings.seed + 1) * 0x9e3779b97f4a7c15u | 1;
   machine.began = std::chrono::steady_clock::now();
   launch_began = ++machine.latest;
-  idle_rounds = 0;
+  idle_rounds = settings.order = 0;
   accesses_left = int(draw(kAccessesAtOnce));
   machine.runnable.clear();
   machine.to_come.clear();
@@ -372,7 +373,6 @@ bool run(const Launch& launch) {
   } while (machine.refill);
   current = nullptr;
   forget_atomics();
-  ++settings.launches;
   if (!machine.faulted) return true;
   std::string text = machine.sentence;
   for (const void* pc : {machine.at, machine.other})

@@ -5,12 +5,15 @@
 namespace interflow {
 namespace {
 
-// kernel: sums -> [rows], last, tickets -> [1], product (x [24, 8]) -> [16, 8].
+// kernel: sums -> [rows]; last, tickets -> [1]; product, x [24, 8] -> [16, 8]; lanes, x [1, 32] -> [6, 32].
 Tensor sample(const Tensor& x, std::string kernel) {
   OnDevice device(x);
   SampleParams P{};
   P.rows = x.size(0), P.width = x.size(1);
-  Tensor y = kernel == "product" ? new_tensor(x, {16, 8}, x.scalar_type()) : new_tensor(x, {kernel == "sums" ? P.rows : 1}, x.scalar_type());
+  std::vector<int64_t> shape{kernel == "sums" ? P.rows : 1};
+  if (kernel == "product") shape = {16, 8};
+  if (kernel == "lanes") shape = {6, 32};
+  Tensor y = new_tensor(x, shape, x.scalar_type());
   Tensor partial = new_tensor(x, {P.rows}, x.scalar_type());
   P.x = static_cast<const float*>(readable(x));
   P.y = static_cast<float*>(writable(y));

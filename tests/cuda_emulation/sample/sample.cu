@@ -20,7 +20,7 @@ __device__ float row_sum(const SampleParams& P, int64_t row) {
   if (thread % kWarp == 0) shared[thread / kWarp] = sum;
   __syncthreads();  // partial sums are there
   float total = shared[0] + shared[1];
-  __syncthreads();  // and read
+  __syncthreads();  // and read by everybody
   return total;
 }
 
@@ -96,11 +96,25 @@ __global__ void __launch_bounds__(kWarp) product_kernel(const __grid_constant__ 
   for (int i = 0; i < 4; ++i) P.y[(g + i / 2 * 8) * 8 + 2 * j + i % 2] = c[i];
 }
 
+// y [6, 32]: what lanes get from each other.
+__global__ void __launch_bounds__(kWarp) lanes_kernel(const __grid_constant__ SampleParams P) {
+  int lane = int(threadIdx.x);
+  float x = load_stream<float>(P.x + lane, cache_policy(true)), y[6];
+  y[0] = __shfl_down_sync(~0u, x, 3);
+  y[1] = __shfl_sync(~0u, x, 31 - lane);
+  y[2] = __shfl_xor_sync(~0u, x, 5);
+  y[3] = float(__popc(__ballot_sync(~0u, x > 0)));
+  y[4] = float(__syncthreads_count(x < 0));
+  y[5] = __uint_as_float(to_tf32(x));
+  for (int i = 0; i < 6; ++i) P.y[i * kWarp + lane] = y[i];
+}
+
 }  // namespace
 
 cudaError_t launch_sample(const std::string& kernel, const SampleParams& P, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   if (kernel == "sums") return launch(sums_kernel, {P.rows, kThreads, 8, stream}, P);
+  if (kernel == "lanes") return launch(lanes_kernel, {1, kWarp, 0, stream}, P);
   if (kernel == "product") return launch(product_kernel, {1, kWarp, 24 * 8 * 4, stream}, P);
   if (kernel == "last") return launch(last_kernel, {resident_blocks(last_kernel, kThreads, 16, &error), kThreads, 16, stream}, P);
   return launch(tickets_kernel, {resident_blocks(tickets_kernel, kThreads, 16, &error), kThreads, 16, stream}, P);

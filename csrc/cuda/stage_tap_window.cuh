@@ -8,6 +8,9 @@ namespace interflow {
 template <class T>
 constexpr int kPer = Packed<T>::kPer;
 
+template <class T>
+constexpr int kTopBit = Packed<T>::kPer == 2 ? 15 : 31;
+
 // Bits 4-7 of the mask's byte in the highest byte of each element.
 template <class T>
 constexpr uint32_t kMaximumBits = Packed<T>::kTops | Packed<T>::kTops >> 1 | Packed<T>::kTops >> 2 | Packed<T>::kTops >> 3;
@@ -123,22 +126,24 @@ struct TapGradient {
     count = 0;
   }
 
-  // Gradients of the four places of a window from its mask (in the highest bytes) and dm.
-  __device__ __forceinline__ void window(uint32_t code, uint32_t dm, uint32_t (&d)[4]) {
+  // A window begins: its mask (in the highest bytes) and dm count. Returns the gradient of what is the maximum.
+  __device__ __forceinline__ uint32_t window(uint32_t code, uint32_t dm) {
     using P = Packed<T>;
     float both[kPer<T>];
 #pragma unroll
     for (int i = 0; i < kPer<T>; ++i) both[i] = gp[i] + P::get(dm, i);
-    uint32_t rounded = P::pack(both), any = 0;
+    uint32_t any = P::spread_top(not_zero<T>(code >> 1 & kMaximumBits<T> >> 1));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      uint32_t pass = P::spread_top(code << (7 - j)), is_maximum = P::spread_top(code << (3 - j));
-      d[j] = (rounded & is_maximum) | (rounded_gp & pass & ~is_maximum);
-      count += pass & P::kOnes;
-      any |= is_maximum;
-    }
+    for (int j = 0; j < 4; ++j) count += code >> (kTopBit<T> - 7 + j) & P::kOnes;
 #pragma unroll
     for (int i = 0; i < kPer<T>; ++i) dm_sum[i] += P::get(dm & any, i);
+    return P::pack(both);
+  }
+
+  // Its place j. of_maximum: what window() returned.
+  __device__ __forceinline__ uint32_t place(uint32_t code, uint32_t of_maximum, int j) const {
+    uint32_t pass = Packed<T>::spread_top(code << (7 - j)), is_maximum = Packed<T>::spread_top(code << (3 - j));
+    return (of_maximum & is_maximum) | (rounded_gp & pass & ~is_maximum);
   }
 
   // Likewise where only the mean was taken; pass: all bits of an element that passes.

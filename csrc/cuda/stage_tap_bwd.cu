@@ -15,6 +15,8 @@
 namespace interflow {
 namespace {
 
+constexpr int kAtOnce = 4;  // bytes of the mask that are read before the first is used, where only the mean was taken
+
 // A unit's sums, in shared.rows [count, slab], on their way to dshift.
 __device__ __forceinline__ void finish_sums(const TapBackwardParams& P, const TapUnit& at, TapShared& shared, int count) {
   const TapPlan& plan = P.plan;
@@ -115,11 +117,19 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
       } else {
         int64_t row_bytes = (s.channels + 7) / 8;
         const uint8_t* mask = P.mask + image * plan.positions * row_bytes + channel / 8;
-        for (int i = first + lane; i < last; i += plan.lanes) {
-          uint32_t byte = mask[i * row_bytes], d[W];
+        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
+          uint32_t byte[kAtOnce];
 #pragma unroll
-          for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte, q));
-          store(du + i * s.channels, d);
+          for (int t = 0; t < kAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? mask[(i + t * plan.lanes) * row_bytes] : 0;
+#pragma unroll
+          for (int t = 0; t < kAtOnce; ++t) {
+            int pixel = i + t * plan.lanes;
+            if (pixel >= last) break;
+            uint32_t d[W];
+#pragma unroll
+            for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte[t], q));
+            store(du + pixel * s.channels, d);
+          }
         }
       }
     }
@@ -213,14 +223,22 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes_backwar
         }
       } else {
         const uint8_t* mask = P.mask + (image * s.channels + channel) * ((pixels + 7) / 8);
-        for (int run = first + lane; run < last; run += plan.lanes) {
-          uint32_t byte = mask[run], d[W];
+        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
+          uint32_t byte[kAtOnce];
 #pragma unroll
-          for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte, q));
-          if constexpr (kWide)
-            store_whole(du + int64_t(run) * V, d, policy);
-          else
-            store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access, policy);
+          for (int t = 0; t < kAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? mask[i + t * plan.lanes] : 0;
+#pragma unroll
+          for (int t = 0; t < kAtOnce; ++t) {
+            int run = i + t * plan.lanes;
+            if (run >= last) break;
+            uint32_t d[W];
+#pragma unroll
+            for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte[t], q));
+            if constexpr (kWide)
+              store_whole(du + int64_t(run) * V, d, policy);
+            else
+              store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access, policy);
+          }
         }
       }
     }

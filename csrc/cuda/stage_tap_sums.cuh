@@ -25,15 +25,16 @@ __device__ __forceinline__ Sum sum_of(int n, Get get) {
   return sum;
 }
 
-// result(i, the sum over r of get(i, r)) for i < outputs and r < count, each by one thread. All threads take part, several for
-// an output where there are more threads than outputs; what get() reads is ready.
-template <class Sum, class Get, class Result>
-__device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int count, Get get, Result result) {
+// result(i, the sum over r of column(i)(r)) for i < outputs and r < count, each by one thread. All threads take part, several for
+// an output where there are more threads than outputs; what is read is ready.
+template <class Sum, class Column, class Result>
+__device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int count, Column column, Result result) {
   int thread = int(threadIdx.x), per = min(outputs, kTapThreads), shares = min(count, kTapThreads / per), share = thread / per;
 #pragma unroll 1
   for (int i = thread - share * per; i < outputs; i += per) {
     double sum = 0;
-    if (share < shares) sum = double(sum_of<Sum>((count - share + shares - 1) / shares, [&](int r) { return get(i, share + r * shares); }));
+    auto get = column(i);
+    if (share < shares) sum = double(sum_of<Sum>((count - share + shares - 1) / shares, [&](int r) { return get(share + r * shares); }));
     if (shares > 1) {  // then the loop has one round
       shared.few[thread] = sum;
       __syncthreads();
@@ -49,9 +50,9 @@ __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count
   __syncthreads();
   sum_columns<float>(
       shared, outer * channels, count,
-      [&](int i, int r) {
-        int o = i / channels;
-        return shared.rows[(o * count + r) * channels + i - o * channels];
+      [&](int i) {
+        const float* column = shared.rows + i / channels * (count - 1) * channels + i;
+        return [column, channels](int r) { return column[r * channels]; };
       },
       [&](int i, float sum) {
         int o = i / channels;
@@ -62,7 +63,8 @@ __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count
 // Rows [count, channels] that lie `pitch` apart and that this block knows to be published, summed: result(c, sum).
 template <class Result>
 __device__ __forceinline__ void sum_published_rows(TapShared& shared, const float* rows, int64_t pitch, int count, int channels, Result result) {
-  sum_columns<double>(shared, channels, count, [&](int c, int r) { return load_shared_result(rows + r * pitch + c); }, result);
+  sum_columns<double>(
+      shared, channels, count, [&](int c) { return [rows, pitch, c](int r) { return load_shared_result(rows + r * pitch + c); }; }, result);
 }
 
 // Publishes what the block wrote and says whether it is the last of `expected`, which then sees what all of them wrote. Leaves the

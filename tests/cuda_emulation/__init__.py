@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -54,20 +55,27 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def cuda_include() -> Path | None:
-    """NVIDIA's headers: of the nvcc on PATH (which may be a script that calls the real one), of CUDA_HOME, or in the usual place."""
+@functools.cache
+def cuda_headers() -> tuple[Path, ...]:
+    """NVIDIA's headers, the folders to search: those of an nvcc, CUDA_HOME, the usual place, or what triton brings along."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):
         roots.insert(0, str(Path(nvcc).resolve().parent.parent))
-    return next((Path(root) / "include" for root in roots if root and (Path(root) / "include/cuda_bf16.h").exists()), None)
+    if triton := importlib.util.find_spec("triton"):
+        roots += [f"{place}/backends/nvidia" for place in triton.submodule_search_locations or ()]
+    for root in filter(None, roots):
+        include = Path(root) / "include"
+        if (include / "cuda_bf16.h").exists():
+            return include, *(f for f in (include / "cccl", HERE / "fallback") if f.exists())
+    return ()
 
 
 def why_not() -> str | None:
     """Why the emulation cannot be built here, or None."""
     if compiler() is None:
         return "no C++ compiler (CXX, g++)"
-    if cuda_include() is None:
-        return "no CUDA headers (nvcc on PATH, CUDA_HOME, /usr/local/cuda)"
+    if not cuda_headers():
+        return "no CUDA headers (nvcc on PATH, CUDA_HOME, /usr/local/cuda, triton)"
     return None
 
 
@@ -101,10 +109,11 @@ def edited(sources: Sequence[Path], edits: Sequence[Edit], root: Path) -> None:
 @functools.cache
 def compile_object(source: Path, asan: bool, root: Path = ROOT) -> Path:
     """The object file of a source (its path below the root), from the cache if the same preprocessed text was compiled before."""
-    kernel = source.suffix == ".cu"
-    flags = [*FLAGS, f"-DINTERFLOW_EMULATION_ASAN={int(asan)}", *(ASAN_FLAGS if asan else KERNEL_FLAGS if kernel else [])]
+    kernel, runtime = source.suffix == ".cu", HERE.relative_to(ROOT) == source.parent
+    flags = [*FLAGS, *((ASAN_FLAGS if asan else KERNEL_FLAGS) if kernel else ())]
+    flags += [f"-DINTERFLOW_EMULATION_ASAN={int(asan)}"] if runtime else []  # the host side is the same for both
     places = [f"-I{root / folder}" for folder in ("csrc", "csrc/cuda", "tests/cuda_emulation")]
-    places += [f"-isystem{folder}" for folder in (cuda_include(), Path(torch.__file__).parent / "include")]
+    places += [f"-isystem{folder}" for folder in (*cuda_headers(), Path(torch.__file__).parent / "include")]
     command = [compiler(), "-x", "c++", *flags, f"-ffile-prefix-map={root}/=", *places, root / source]
     text = run([*command, "-E"]).replace(f"{root}/", "")
     target = cache_folder() / f"{source.stem}-{digest(compiler(), *flags, text)}.o"
@@ -160,6 +169,15 @@ def load_library(path: Path, library: str) -> SimpleNamespace:
 def load(sources: Sequence[Path], edits: Sequence[Edit] = (), asan: bool = False) -> SimpleNamespace:
     """A built library: .ops are its operators on CPU tensors."""
     return load_library(*build(tuple(sources), tuple(edits), asan))
+
+
+def asan_environment() -> dict[str, str] | None:
+    """For a process that loads a library built with asan=True; None where the compiler has no AddressSanitizer."""
+    found = run([compiler(), "-print-file-name=libasan.so"]).strip()
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    if not os.path.isabs(found):
+        return None
+    return {**os.environ, "LD_PRELOAD": found, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": path}
 
 
 @contextlib.contextmanager

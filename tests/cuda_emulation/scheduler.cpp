@@ -178,7 +178,7 @@ void interrupt() {
 }
 
 void idle() {
-  if (++idle_rounds > 20000 + 1000 * uint64_t(machine.runnable.size())) deadlock();
+  if (++idle_rounds > 20000 + 64 * uint64_t(machine.alive) * uint64_t(launched.threads)) deadlock();
 }
 
 void wait_a_little() {

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kAccessesAtOnce = 700;  // a thread that only computes is interrupted after half of these, on average
 constexpr int kSecondsOfLaunch = 120;
+constexpr int kMostShared = 227 << 10;  // of sm_90
 
 struct Machine {
   Fiber outside;
@@ -352,6 +353,10 @@ bool run(const Launch& launch) {
   accesses_left = int(draw(kAccessesAtOnce));
   machine.runnable.clear();
   machine.to_come.clear();
+  if (launch.shared_bytes > kMostShared) {
+    set_fault("a block asks for " + std::to_string(launch.shared_bytes) + " bytes of shared memory, the most is " + std::to_string(kMostShared));
+    return false;
+  }
   if (launch.blocks > (1 << Stamp::kBlockBits) || launch.threads > (1 << Stamp::kThreadBits) || launch.blocks < 1 || launch.threads < 1) {
     set_fault("a launch of " + std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) + " threads");
     return false;

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,23 @@ from interflow_kernels import _backend, _native
 ROOT = Path(__file__).parent.parent
 KERNEL_FILES = sorted(ROOT.glob("csrc/cuda/*.cu"))
 
-PROMISES: tuple[Promise, ...] = ()
+PROMISES = (
+    # pooled, weights, y: the tail multiplies on tensor cores; two blocks of 256 threads a multiprocessor
+    Promise("interflow_head_forward_kernel", 128, loads=True, tensor_cores=True),
+    Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
+    Promise("interflow_head_products_kernel", 128, loads=True),
+    Promise("interflow_head_epilogue_kernel", 64),
+    # <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
+    Promise(r"tap_pixels<.*, true, true>", 80, loads=True, stores=True),
+    Promise(r"tap_pixels<.*, false, true>", 80, loads=True),
+    Promise(r"tap_planes<.*, true>", 80, loads=True),
+    Promise(r"tap_(pixels|planes)_backward<.*, true>", 80, stores=True),
+    Promise(r"tap_(pixels|planes)(_backward)?<.*, false>", 128),
+)
 """Read from the top, the first row whose pattern is found in a kernel's demangled name holds."""
 
 
-def setup_module_() -> object:
+def setup_as_module() -> object:
     """setup.py as a module: its functions, nothing built."""
     spec = importlib.util.spec_from_file_location("interflow_setup", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
@@ -33,7 +46,7 @@ def setup_module_() -> object:
     return module
 
 
-SETUP = setup_module_()
+SETUP = setup_as_module()
 TOOLKIT = SETUP.find_toolkit()
 needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
 
@@ -124,7 +137,12 @@ def test_the_library_loads_and_registers_without_a_gpu(built, tmp_path):
 @pytest.fixture(scope="session")
 def kernels(built) -> list[Kernel]:
     program = disassembler()
-    return [k for file in KERNEL_FILES for k in kernels_of((built.folder / f"{file.stem}.log").read_text(), built.folder / f"{file.stem}.o", program)]
+
+    def read(stem: str) -> list[Kernel]:
+        return kernels_of((built.folder / f"{stem}.log").read_text(), built.folder / f"{stem}.o", program)
+
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for found in pool.map(read, [file.stem for file in KERNEL_FILES]) for kernel in found]
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 // stage_tap on a GPU: check, guard, sizes, allocate, params, launch, check the launch, return. And how its work is cut.
-#include <cmath>
+#include <algorithm>
 
 #include "stage_tap_host.h"
 
@@ -8,7 +8,8 @@ namespace {
 
 constexpr const char* kTap = "stage_tap";
 constexpr int64_t kVectorsAtOnce = 64;  // of channels, NHWC: 1 KB of a pixel
-constexpr int64_t kSteps = 4;           // positions that a thread takes from a unit: 64 bytes each
+constexpr int64_t kSteps = 4;           // positions that a thread takes from a unit, 64 bytes each; twice as many where an image has
+constexpr int64_t kManyParts = 32;      // more units than this
 constexpr int64_t kPlaneSteps = 16;     // NCHW: from there on a plane is cut
 constexpr int64_t kMostParts = 1024;
 
@@ -38,7 +39,8 @@ TapPlan plan_tap_units(const TapShape& s, DType dtype, bool max_pool, const char
     lanes = std::min(positions, kTapThreads / columns);
     images = std::max<int64_t>(1, kTapThreads / (columns * lanes));
     slab = columns * vector;
-    part_size = lanes * kSteps * (max_pool ? 1 : 4);
+    int64_t step = lanes * (max_pool ? 1 : 4);
+    part_size = step * std::clamp(positions / (step * kManyParts), kSteps, 2 * kSteps);
     plan.row = divider(max_pool ? s.windows_w() : s.width);
   } else {
     // As many threads for a plane as leave few of them idle

@@ -15,22 +15,31 @@
 namespace interflow {
 namespace {
 
-// A unit's sums, complete in shared.rows [count, slab], on their way to dshift.
+constexpr int kAtOnce = 4;  // bytes of the mask that are read before the first is used, where only the mean was taken
+
+// A unit's sums, in shared.rows [count, slab], on their way to dshift.
 __device__ __forceinline__ void finish_sums(const TapBackwardParams& P, const TapUnit& at, TapShared& shared, int count) {
   const TapPlan& plan = P.plan;
   int64_t channels = plan.shape.channels, first = int64_t(at.slab) * plan.slab;
   int these = int(min(int64_t(plan.slab), channels - first)), row = int(at.group) * plan.parts + int(at.part);
-  int level = row / P.rows_at_once, levels = (P.row_count + P.rows_at_once - 1) / P.rows_at_once, from = level * P.rows_at_once;
-  int rows = min(P.rows_at_once, P.row_count - from);
-  float* to = levels == 1 ? P.dshift + first : P.sums + int64_t(level) * channels + first;
-  __syncthreads();
   sum_rows(shared, 1, count, plan.slab, [&](int, int c, float sum) {
     if (c < these) P.rows[row * channels + first + c] = sum;
   });
-  if (!arrives_last(shared, P.arrivals + int64_t(level) * plan.slabs + at.slab, uint32_t(rows))) return;
-  sum_published_rows(shared, P.rows + from * channels + first, channels, rows, these, [&](int c, float sum) { to[c] = sum; });
-  if (levels == 1 || !arrives_last(shared, P.arrivals + int64_t(levels) * plan.slabs + at.slab, uint32_t(levels))) return;
-  sum_published_rows(shared, P.sums + first, channels, levels, these, [&](int c, float sum) { P.dshift[first + c] = sum; });
+
+  // Twice at most: rows_at_once rows, then what came of all of these
+  int groups = (P.row_count + P.rows_at_once - 1) / P.rows_at_once, group = row / P.rows_at_once;
+  const float* rows = P.rows + int64_t(group) * P.rows_at_once * channels;
+  int meeting = min(P.rows_at_once, P.row_count - group * P.rows_at_once);
+  uint32_t* arrivals = P.arrivals + int64_t(group) * plan.slabs;
+#pragma unroll 1
+  for (int level = 0; level < 2; ++level) {
+    if (!arrives_last(shared, arrivals + at.slab, uint32_t(meeting))) return;
+    bool last = level == 1 || groups == 1;
+    float* to = (last ? P.dshift : P.sums + int64_t(group) * channels) + first;
+    sum_published_rows(shared, rows + first, channels, meeting, these, [&](int c, float sum) { to[c] = sum; });
+    if (last) return;
+    rows = P.sums, meeting = groups, arrivals = P.arrivals + int64_t(groups) * plan.slabs;
+  }
 }
 
 // --- NHWC --------------------------------------------------------------------------------------------------------------------
@@ -90,32 +99,37 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
               load_few(upstream, from, count, int(sizeof(T)), P.dm_stride_c);
           }
 
-          // Choose
-          uint32_t code[W], d[4][W];
+          // Choose and store, place after place
+          uint32_t code[W], of_maximum[W];
           to_top_bytes<T>(bytes, code);
 #pragma unroll
-          for (int q = 0; q < W; ++q) {
-            uint32_t places[4];
-            gradient[q].window(code[q], upstream[q], places);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) d[j][q] = places[j];
-          }
-
-          // Store
+          for (int q = 0; q < W; ++q) of_maximum[q] = gradient[q].window(code[q], upstream[q]);
           T* corner = du + (2 * h * s.width + 2 * w) * s.channels;
-          store(corner, d[0]);
-          if (right) store(corner + s.channels, d[1]);
-          if (below) store(corner + s.width * s.channels, d[2]);
-          if (complete) store(corner + (s.width + 1) * s.channels, d[3]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if ((j % 2 && !right) || (j / 2 && !below)) continue;
+            uint32_t d[W];
+#pragma unroll
+            for (int q = 0; q < W; ++q) d[q] = gradient[q].place(code[q], of_maximum[q], j);
+            store(corner + (j / 2 * s.width + j % 2) * s.channels, d);
+          }
         }
       } else {
         int64_t row_bytes = (s.channels + 7) / 8;
         const uint8_t* mask = P.mask + image * plan.positions * row_bytes + channel / 8;
-        for (int i = first + lane; i < last; i += plan.lanes) {
-          uint32_t byte = mask[i * row_bytes], d[W];
+        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
+          uint32_t byte[kAtOnce];
 #pragma unroll
-          for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte, q));
-          store(du + i * s.channels, d);
+          for (int t = 0; t < kAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? mask[(i + t * plan.lanes) * row_bytes] : 0;
+#pragma unroll
+          for (int t = 0; t < kAtOnce; ++t) {
+            int pixel = i + t * plan.lanes;
+            if (pixel >= last) break;
+            uint32_t d[W];
+#pragma unroll
+            for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte[t], q));
+            store(du + pixel * s.channels, d);
+          }
         }
       }
     }
@@ -185,11 +199,10 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes_backwar
           to_top_bytes<T>(bytes, code);
 #pragma unroll
           for (int q = 0; q < 2; ++q) {
-            uint32_t places[4];
-            gradient.window(code[q], upstream[q], places);
+            uint32_t of_maximum = gradient.window(code[q], upstream[q]);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-              uint32_t left = places[2 * r], right = places[2 * r + 1];
+              uint32_t left = gradient.place(code[q], of_maximum, 2 * r), right = gradient.place(code[q], of_maximum, 2 * r + 1);
               if constexpr (kPer<T> == 2)
                 d[r][2 * q] = permute_bytes<0x5410>(left, right), d[r][2 * q + 1] = permute_bytes<0x7632>(left, right);
               else
@@ -210,14 +223,22 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes_backwar
         }
       } else {
         const uint8_t* mask = P.mask + (image * s.channels + channel) * ((pixels + 7) / 8);
-        for (int run = first + lane; run < last; run += plan.lanes) {
-          uint32_t byte = mask[run], d[W];
+        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
+          uint32_t byte[kAtOnce];
 #pragma unroll
-          for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte, q));
-          if constexpr (kWide)
-            store_whole(du + int64_t(run) * V, d, policy);
-          else
-            store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access, policy);
+          for (int t = 0; t < kAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? mask[i + t * plan.lanes] : 0;
+#pragma unroll
+          for (int t = 0; t < kAtOnce; ++t) {
+            int run = i + t * plan.lanes;
+            if (run >= last) break;
+            uint32_t d[W];
+#pragma unroll
+            for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte[t], q));
+            if constexpr (kWide)
+              store_whole(du + int64_t(run) * V, d, policy);
+            else
+              store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access, policy);
+          }
         }
       }
     }

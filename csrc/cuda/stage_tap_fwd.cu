@@ -6,6 +6,7 @@
 // and keeps its channels' sums; NCHW it takes tiles of two rows, two at a time. Sums go through shared memory, and over the parts
 // of a map through global memory to the block that arrives last: docs/decisions.md.
 #include <algorithm>
+#include <type_traits>
 
 #include "launch.h"
 #include "stage_tap_access.cuh"
@@ -31,11 +32,10 @@ __device__ __forceinline__ void load_shift(uint32_t (&words)[V / kPer<T>], const
   }
 }
 
-// A unit's sums, complete in shared.rows [images, count, slab], become p, or one of the parts that the last of them adds up.
+// A unit's sums, in shared.rows [images, count, slab], become p, or one of the parts that the last of them adds up.
 __device__ __forceinline__ void finish_means(const TapParams& P, const TapUnit& at, TapShared& shared, int count) {
   const TapPlan& plan = P.plan;
   int64_t channels = plan.shape.channels, first = int64_t(at.slab) * plan.slab, image = int64_t(at.group) * plan.images;
-  __syncthreads();
   sum_rows(shared, plan.images, count, plan.slab, [&](int slot, int c, float sum) {
     if (image + slot >= plan.shape.batch || first + c >= channels) return;
     if (plan.parts == 1)
@@ -83,41 +83,50 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
         int64_t out_w = s.width / 2;
         T* m = static_cast<T*>(P.m) + image * (s.height / 2) * out_w * s.channels + channel;
         uint8_t* mask = P.mask ? P.mask + image * plan.positions * s.channels + channel : nullptr;
-        for (int i = first + lane; i < last; i += plan.lanes) {
-          int h = int(divide(uint32_t(i), plan.row)), w = i - h * int(plan.row.divisor);
-          bool right = 2 * w + 1 < s.width, below = 2 * h + 1 < s.height, complete = right && below;
+        auto window = [&](auto is_complete, int i, int h, int w) {
+          constexpr bool kComplete = decltype(is_complete)::value;
+          bool right = kComplete || 2 * w + 1 < s.width, below = kComplete || 2 * h + 1 < s.height;
 
           // Load
           const T* corner = u + 2 * h * P.stride_h + 2 * w * P.stride_w;
-          uint32_t x[4][W] = {};
-          load(x[0], corner);
-          if (right) load(x[1], corner + P.stride_w);
-          if (below) load(x[2], corner + P.stride_h);
-          if (complete) load(x[3], corner + P.stride_h + P.stride_w);
+          uint32_t x[4][W];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (kComplete || ((right || j % 2 == 0) && (below || j < 2)))
+              load(x[j], corner + j / 2 * P.stride_h + j % 2 * P.stride_w);
+            else
+#pragma unroll
+              for (int q = 0; q < W; ++q) x[j][q] = 0;
+          }
 
-          // Rectify, sum, choose
-          uint32_t out[W], code[W] = {};
+          // Rectify, sum, choose: as many words at a time as fill four bytes of the mask
+          constexpr int kWords = 4 / kPer<T>;
+          uint32_t out[W];
+          Vector<uint8_t, V> bytes;
 #pragma unroll
-          for (int q = 0; q < W; ++q) {
-            TapWindow<T> window;
+          for (int first_word = 0; first_word < W; first_word += kWords) {
+            TapChoice choice[kWords] = {};
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              uint32_t biased = Packed<T>::add(x[j][q], shift[q]);
-              if (j == 0) window.first = biased;
-              window.v[j] = rectify<T>(biased);
+            for (int of_word = 0; of_word < kWords; ++of_word) {
+              int q = first_word + of_word;
+              TapWindow<T> window;
+#pragma unroll
+              for (int j = 0; j < 4; ++j) {
+                uint32_t biased = Packed<T>::add(x[j][q], shift[q]);
+                if (j == 0) window.first = biased;
+                window.v[j] = rectify<T>(biased);
+                if (!kComplete && !((right || j % 2 == 0) && (below || j < 2))) window.v[j] = 0;
+              }
+#pragma unroll
+              for (int k = 0; k < kPer<T>; ++k) sums[q * kPer<T> + k] += window.sum(k);
+              out[q] = window.maximum(mask != nullptr, choice[of_word]);
             }
-            if (!complete) {
-              if (!right) window.v[1] = 0;
-              if (!below) window.v[2] = 0;
-              window.v[3] = 0;
-            }
-#pragma unroll
-            for (int k = 0; k < kPer<T>; ++k) sums[q * kPer<T> + k] += window.sum(k);
-            out[q] = window.maximum(mask != nullptr, code[q]);
+            auto four = mask_bytes<T>(choice);
+            memcpy(&bytes[first_word * kPer<T>], &four, 4);
           }
 
           // Store
-          if (complete) {
+          if constexpr (kComplete) {
             T* to = m + (h * out_w + w) * s.channels;
             if constexpr (kWide)
               store_whole(to, out, policy);
@@ -125,8 +134,8 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
               store_few(to, out, count, P.m_access, policy);
           }
           if (mask) {
-            auto bytes = top_bytes<T>(code);
-            if (!complete)
+            if constexpr (!kComplete)
+#pragma unroll
               for (int k = 0; k < V; ++k) bytes[k] &= 0x0f;
             uint8_t* to = mask + int64_t(i) * s.channels;
             if constexpr (kWide)
@@ -134,6 +143,13 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
             else
               store_few_bytes(to, bytes, count, policy);
           }
+        };
+        for (int i = first + lane; i < last; i += plan.lanes) {
+          int h = int(divide(uint32_t(i), plan.row)), w = i - h * int(plan.row.divisor);
+          if (2 * w + 1 < s.width && 2 * h + 1 < s.height)
+            window(std::true_type{}, i, h, w);
+          else
+            window(std::false_type{}, i, h, w);
         }
       } else {
         int64_t row_bytes = (s.channels + 7) / 8;
@@ -213,18 +229,22 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
         int64_t out_h = s.height / 2, out_w = s.width / 2, windows_h = (s.height + 1) / 2, windows_w = (s.width + 1) / 2;
         T* m = static_cast<T*>(P.m) + (image * s.channels + channel) * out_h * out_w;
         uint8_t* mask = P.mask ? P.mask + (image * s.channels + channel) * windows_h * windows_w : nullptr;
-        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
-          // Load tiles
-          uint32_t x[kAtOnce][2][W] = {};
+        // Tiles i, i + lanes, ...: all of them inside the map, or some outside
+        auto tiles = [&](auto is_all, int i) {
+          constexpr bool kAll = kWide && decltype(is_all)::value;
+
+          // Load
+          uint32_t x[kAtOnce][2][W];
 #pragma unroll
           for (int t = 0; t < kAtOnce; ++t) {
             int tile = i + t * plan.lanes, h = int(divide(uint32_t(tile), plan.row)), column = (tile - h * int(plan.row.divisor)) * V;
-            if (tile >= last) break;
             const T* corner = u + 2 * h * P.stride_h + column * P.stride_w;
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-              if (r == 1 && 2 * h + 1 >= s.height) break;
-              if constexpr (kWide)
+              if (!kAll && (tile >= last || 2 * h + r >= s.height))
+#pragma unroll
+                for (int q = 0; q < W; ++q) x[t][r][q] = 0;
+              else if constexpr (kWide)
                 load_whole(x[t][r], corner + r * P.stride_h, policy);
               else
                 load_few(x[t][r], corner + r * P.stride_h, int(min(int64_t(V), s.width - column)), P.access, P.stride_w);
@@ -234,19 +254,19 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
 #pragma unroll
           for (int t = 0; t < kAtOnce; ++t) {
             int tile = i + t * plan.lanes, h = int(divide(uint32_t(tile), plan.row)), column = (tile - h * int(plan.row.divisor)) * V;
-            if (tile >= last) break;
+            if (!kAll && tile >= last) break;
             int count = kWide ? V : int(min(int64_t(V), s.width - column));
-            bool below = 2 * h + 1 < s.height;
+            bool below = kAll || 2 * h + 1 < s.height;
 
             // Rectify, sum, choose: two words of windows a tile
-            uint32_t out[2], code[2] = {};
+            uint32_t out[2];
+            TapChoice choice[2] = {};
 #pragma unroll
             for (int q = 0; q < 2; ++q) {
               TapWindow<T> window;
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
-                uint32_t a = x[t][j / 2][q * W / 2], b = x[t][j / 2][q * W / 2 + 1];
-                uint32_t place;
+                uint32_t a = x[t][j / 2][q * W / 2], b = x[t][j / 2][q * W / 2 + 1], place;
                 if constexpr (kPer<T> == 2)
                   place = j % 2 ? permute_bytes<0x7632>(a, b) : permute_bytes<0x5410>(a, b);
                 else
@@ -259,8 +279,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
               }
 #pragma unroll
               for (int k = 0; k < kPer<T>; ++k) sum += window.sum(k);
-              out[q] = window.maximum(mask != nullptr, code[q]);
-              if (!below || !kWide) code[q] &= ~kMaximumBits<T> | (below ? less_than<T>(q * V / 2 + 1, 2, count) : 0);
+              out[q] = window.maximum(mask != nullptr, choice[q]);
             }
 
             // Store
@@ -272,7 +291,11 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
                 store_few(to, out, count / 2, P.m_access, policy);
             }
             if (mask) {
-              auto bytes = top_bytes<T>(code);
+              auto bytes = mask_bytes<T>(choice);
+              if constexpr (!kAll)
+#pragma unroll
+                for (int k = 0; k < V / 2; ++k)
+                  if (!below || 2 * k + 1 >= count) bytes[k] &= 0x0f;
               uint8_t* to = mask + h * windows_w + column / 2;
               if constexpr (kWide)
                 store_stream(to, bytes, policy);
@@ -280,6 +303,13 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
                 store_few_bytes(to, bytes, (count + 1) / 2, policy);
             }
           }
+        };
+        int inside = min(last, int(out_h) * int(plan.row.divisor));  // tiles behind have one row
+        for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
+          if (i + (kAtOnce - 1) * plan.lanes < inside)
+            tiles(std::true_type{}, i);
+          else
+            tiles(std::false_type{}, i);
         }
       } else {
         int64_t pixels = s.height * s.width, plane_bytes = (pixels + 7) / 8;

@@ -11,57 +11,60 @@ struct TapShared {
   uint32_t last;
 };
 
-// Sum of n numbers four at a time.
+// get(0) + ... + get(n - 1), eight at a time.
 template <class Sum, class Get>
 __device__ __forceinline__ Sum sum_of(int n, Get get) {
   Sum sum = 0;
-  int i = 0;
-  for (; i + 4 <= n; i += 4) {
-    Sum a = get(i), b = get(i + 1), c = get(i + 2), d = get(i + 3);
-    sum += (a + b) + (c + d);
+#pragma unroll 1
+  for (int i = 0; i < n; i += 8) {
+    Sum x[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) x[k] = i + k < n ? Sum(get(i + k)) : Sum(0);
+    sum += ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
   }
-  for (; i < n; ++i) sum += get(i);
   return sum;
 }
 
-// shared.rows [outer, count, channels] summed over the middle: result(o, c, sum), each by one thread. All threads take part; the
-// rows are complete after a barrier.
+// result(i, the sum over r of column(i)(r)) for i < outputs and r < count, each by one thread. All threads take part, several for
+// an output where there are more threads than outputs; what is read is ready.
+template <class Sum, class Column, class Result>
+__device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int count, Column column, Result result) {
+  int thread = int(threadIdx.x), per = min(outputs, kTapThreads), shares = min(count, kTapThreads / per), share = thread / per;
+#pragma unroll 1
+  for (int i = thread - share * per; i < outputs; i += per) {
+    double sum = 0;
+    auto get = column(i);
+    if (share < shares) sum = double(sum_of<Sum>((count - share + shares - 1) / shares, [&](int r) { return get(share + r * shares); }));
+    if (shares > 1) {  // then the loop has one round
+      shared.few[thread] = sum;
+      __syncthreads();
+      if (share == 0) sum = sum_of<double>(shares, [&](int s) { return shared.few[s * per + i]; });
+    }
+    if (share == 0) result(i, float(sum));
+  }
+}
+
+// shared.rows [outer, count, channels], complete after the barrier here, summed over the middle: result(o, c, sum).
 template <class Result>
 __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count, int channels, Result result) {
-  int outputs = outer * channels, thread = int(threadIdx.x), shares = min(count, kTapThreads / outputs);
-  if (shares <= 1) {
-    for (int i = thread; i < outputs; i += kTapThreads) {
-      int o = i / channels, c = i - o * channels;
-      const float* rows = shared.rows + o * count * channels + c;
-      result(o, c, sum_of<float>(count, [&](int r) { return rows[r * channels]; }));
-    }
-    return;
-  }
-  int share = thread / outputs, i = thread - share * outputs, o = i / channels, c = i - o * channels;
-  if (share < shares) {
-    const float* rows = shared.rows + (o * count + share) * channels + c;
-    shared.few[thread] = double(sum_of<float>((count - share + shares - 1) / shares, [&](int r) { return rows[r * shares * channels]; }));
-  }
   __syncthreads();
-  if (share == 0) result(o, c, float(sum_of<double>(shares, [&](int s) { return shared.few[s * outputs + i]; })));
+  sum_columns<float>(
+      shared, outer * channels, count,
+      [&](int i) {
+        const float* column = shared.rows + i / channels * (count - 1) * channels + i;
+        return [column, channels](int r) { return column[r * channels]; };
+      },
+      [&](int i, float sum) {
+        int o = i / channels;
+        result(o, i - o * channels, sum);
+      });
 }
 
 // Rows [count, channels] that lie `pitch` apart and that this block knows to be published, summed: result(c, sum).
 template <class Result>
 __device__ __forceinline__ void sum_published_rows(TapShared& shared, const float* rows, int64_t pitch, int count, int channels, Result result) {
-  int thread = int(threadIdx.x), shares = min(count, kTapThreads / channels);
-  auto sum = [&](int first, int step, int c) {
-    int n = first < count ? (count - first + step - 1) / step : 0;
-    return sum_of<double>(n, [&](int r) { return double(load_shared_result(rows + (first + int64_t(r) * step) * pitch + c)); });
-  };
-  if (shares <= 1) {
-    for (int c = thread; c < channels; c += kTapThreads) result(c, float(sum(0, 1, c)));
-    return;
-  }
-  int share = thread / channels, c = thread - share * channels;
-  if (share < shares) shared.few[thread] = sum(share, shares, c);
-  __syncthreads();
-  if (share == 0) result(c, float(sum_of<double>(shares, [&](int s) { return shared.few[s * channels + c]; })));
+  sum_columns<double>(
+      shared, channels, count, [&](int c) { return [rows, pitch, c](int r) { return load_shared_result(rows + r * pitch + c); }; }, result);
 }
 
 // Publishes what the block wrote and says whether it is the last of `expected`, which then sees what all of them wrote. Leaves the

@@ -8,11 +8,20 @@ namespace interflow {
 template <class T>
 constexpr int kPer = Packed<T>::kPer;
 
+template <class T>
+constexpr int kTopBit = Packed<T>::kPer == 2 ? 15 : 31;
+
 // Bits 4-7 of the mask's byte in the highest byte of each element.
 template <class T>
 constexpr uint32_t kMaximumBits = Packed<T>::kTops | Packed<T>::kTops >> 1 | Packed<T>::kTops >> 2 | Packed<T>::kTops >> 3;
 
 // --- forward ---------------------------------------------------------------------------------------------------------------
+// In the highest bit of each element: whether a place passes the gradient; whether places 1 to 3 replace the maximum before them,
+// being greater or NaN. The other bits mean nothing.
+struct TapChoice {
+  uint32_t passes[4], replaces[3];
+};
+
 // x: u + shift, one word for each place; v: the same, rectified (0 outside the map).
 template <class T>
 struct TapWindow {
@@ -24,43 +33,53 @@ struct TapWindow {
     return (P::get(v[0], i) + P::get(v[1], i)) + (P::get(v[2], i) + P::get(v[3], i));
   }
 
-  // The maximum. `code`, where asked for: the mask's byte in the highest byte of each element.
-  __device__ __forceinline__ uint32_t maximum(bool need_mask, uint32_t& code) const {
+  // The maximum, and what the mask is made of where it is asked for.
+  __device__ __forceinline__ uint32_t maximum(bool need_mask, TapChoice& choice) const {
     using P = Packed<T>;
     uint32_t of_two = P::maximum(v[0], v[1]), of_three = P::maximum(of_two, v[2]), m = P::maximum(of_three, v[3]);
     if (need_mask) {
-      // Whether an element replaces the maximum before it: it is greater or NaN
-      uint32_t t1 = above<T>(v[1], P::nan_to_infinity(v[0])), t2 = above<T>(v[2], P::nan_to_infinity(of_two)), t3 = above<T>(v[3], P::nan_to_infinity(of_three));
-      // What replaced 0 passes the gradient; the first element may be 0 itself
-      uint32_t pass = not_zero<T>(v[0]);
-      uint32_t plane[8] = {pass, not_zero<T>(v[1]), not_zero<T>(v[2]), not_zero<T>(v[3]), pass & ~(t1 | t2 | t3), t1 & ~(t2 | t3), t2 & ~t3, t3};
-      code = plane[0] & P::kTops;
 #pragma unroll
-      for (int k = 1; k < 8; ++k) code = code >> 1 | (plane[k] & P::kTops);
+      for (int j = 0; j < 4; ++j) choice.passes[j] = not_zero<T>(v[j]);
+      choice.replaces[0] = above<T>(v[1], P::nan_to_infinity(v[0]));
+      choice.replaces[1] = above<T>(v[2], P::nan_to_infinity(of_two));
+      choice.replaces[2] = above<T>(v[3], P::nan_to_infinity(of_three));
     }
     uint32_t negative_zero = first & ~not_zero<T>(first & ~P::kTops) & ~not_zero<T>(m) & P::kTops;
     return m | negative_zero;
   }
 };
 
-// The highest bytes of all elements of N words, in order; N * kPer<T> bytes.
+// The highest bytes of all elements of words, in order: the lowest bytes of the result, four at most.
+template <class T>
+__device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b) { return kPer<T> == 2 ? permute_bytes<0x7531>(a, b) : permute_bytes<0x7373>(a, b); }
+template <class T>
+__device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return permute_bytes<0x5410>(top_bytes<T>(a, b), top_bytes<T>(c, d)); }
+
+// The mask's bytes of N words of windows.
 template <class T, int N>
-__device__ __forceinline__ Vector<uint8_t, N * kPer<T>> top_bytes(const uint32_t (&words)[N]) {
-  Vector<uint8_t, N * kPer<T>> bytes;
-  if constexpr (kPer<T> == 2) {
-    static_assert(N % 2 == 0);
+__device__ __forceinline__ Vector<uint8_t, N * kPer<T>> mask_bytes(const TapChoice (&choice)[N]) {
+  constexpr int kBytes = N * kPer<T>, kGroup = kBytes < 4 ? kBytes : 4, kWords = kGroup / kPer<T>;
+  Vector<uint8_t, kBytes> bytes;
 #pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      uint32_t four = permute_bytes<0x7531>(words[i], words[i + 1]);
-      memcpy(&bytes[2 * i], &four, 4);
-    }
-  } else if constexpr (N == 2) {
-    uint16_t two = uint16_t(permute_bytes<0x5573>(words[0], words[1]));
-    memcpy(&bytes, &two, 2);
-  } else {
-    static_assert(N == 4);
-    uint32_t four = permute_bytes<0x5410>(permute_bytes<0x7373>(words[0], words[1]), permute_bytes<0x7373>(words[2], words[3]));
-    memcpy(&bytes, &four, 4);
+  for (int i = 0; i < N; i += kWords) {
+    auto gather = [&](auto member) {
+      if constexpr (kWords == 2)
+        return top_bytes<T>(member(choice[i]), member(choice[i + 1]));
+      else
+        return top_bytes<T>(member(choice[i]), member(choice[i + 1]), member(choice[i + 2]), member(choice[i + 3]));
+    };
+    uint32_t plane[8], replaces[3];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) plane[j] = gather([&](const TapChoice& c) { return c.passes[j]; });
+#pragma unroll
+    for (int j = 0; j < 3; ++j) replaces[j] = gather([&](const TapChoice& c) { return c.replaces[j]; });
+    // What replaced another is not 0 and passes; the first element may be 0
+    uint32_t later = replaces[1] | replaces[2];
+    plane[4] = plane[0] & ~replaces[0] & ~later, plane[5] = replaces[0] & ~later, plane[6] = replaces[1] & ~replaces[2], plane[7] = replaces[2];
+    uint32_t four = plane[0] & 0x80808080;
+#pragma unroll
+    for (int k = 1; k < 8; ++k) four = four >> 1 | (plane[k] & 0x80808080);
+    memcpy(&bytes[i * kPer<T>], &four, kGroup);
   }
   return bytes;
 }
@@ -123,22 +142,24 @@ struct TapGradient {
     count = 0;
   }
 
-  // Gradients of the four places of a window from its mask (in the highest bytes) and dm.
-  __device__ __forceinline__ void window(uint32_t code, uint32_t dm, uint32_t (&d)[4]) {
+  // A window begins: its mask (in the highest bytes) and dm count. Returns the gradient of what is the maximum.
+  __device__ __forceinline__ uint32_t window(uint32_t code, uint32_t dm) {
     using P = Packed<T>;
     float both[kPer<T>];
 #pragma unroll
     for (int i = 0; i < kPer<T>; ++i) both[i] = gp[i] + P::get(dm, i);
-    uint32_t rounded = P::pack(both), any = 0;
+    uint32_t any = P::spread_top(not_zero<T>(code >> 1 & kMaximumBits<T> >> 1));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      uint32_t pass = P::spread_top(code << (7 - j)), is_maximum = P::spread_top(code << (3 - j));
-      d[j] = (rounded & is_maximum) | (rounded_gp & pass & ~is_maximum);
-      count += pass & P::kOnes;
-      any |= is_maximum;
-    }
+    for (int j = 0; j < 4; ++j) count += code >> (kTopBit<T> - 7 + j) & P::kOnes;
 #pragma unroll
     for (int i = 0; i < kPer<T>; ++i) dm_sum[i] += P::get(dm & any, i);
+    return P::pack(both);
+  }
+
+  // Its place j. of_maximum: what window() returned.
+  __device__ __forceinline__ uint32_t place(uint32_t code, uint32_t of_maximum, int j) const {
+    uint32_t pass = Packed<T>::spread_top(code << (7 - j)), is_maximum = Packed<T>::spread_top(code << (3 - j));
+    return (of_maximum & is_maximum) | (rounded_gp & pass & ~is_maximum);
   }
 
   // Likewise where only the mean was taken; pass: all bits of an element that passes.

@@ -50,7 +50,7 @@ void define_schedule(pybind11::module_& m) {
       .def_readonly("flat", &StageSchedule::flat)
       .def_readonly("vectors", &StageSchedule::vectors)
       .def_readonly("vector", &StageSchedule::vector)
-      .def_readonly("steps_each", &StageSchedule::steps_each)
+      .def_property_readonly("steps_each", [](const StageSchedule&) { return interflow::kSteps; })
       .def_readonly("parts", &StageSchedule::parts)
       .def_readonly("slabs", &StageSchedule::slabs)
       .def_readonly("bins", &StageSchedule::bins)

@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   if (batch == 0) return {y, branches, pooled};
 
   // Schedule
-  bool by_branch = need_branches || mode == Attention::Gated, fp32 = P.tail.weight_dtype == DType::F32;
-  STD_TORCH_CHECK(schedule_head(P.schedule, stages, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(fp32, by_branch)), kHead,
+  bool by_branch = need_branches || mode == Attention::Gated;
+  STD_TORCH_CHECK(schedule_head(P.schedule, stages, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(by_branch)), kHead,
                   ": features must be smaller: a map of 2^30 pixels, a group of 2^31 planes or a batch of 2^31 tickets is beyond the kernel, got batch ", batch);
   for (int i = 0; i < n; ++i) {
     P.partial_begin[i] = P.partial_group;

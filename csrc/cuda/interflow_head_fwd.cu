@@ -3,7 +3,7 @@
 //   p_i = flatten(adaptive_avg_pool2d(x_i, (Sh, Sw))),  z_i = p_i W_i^T + b_i,  y = attention(stack(z_i))
 //
 // Blocks draw tickets in order (see interflow_head_schedule.h): pooling is bound by memory, and while some blocks wait for a group's last unit
-// the others pool the next group. The next ticket is drawn while a block still works on the last, but not before it has loaded: drawn at once, the
+// the others pool the next group. The next ticket is drawn while a block still works on the last, but not before its loads are on their way: drawn at once, the
 // blocks that start first would take two of a small batch's few tickets.
 #include "interflow_head_pool.cuh"
 #include "interflow_head_tail.cuh"
@@ -12,112 +12,102 @@
 namespace interflow {
 namespace {
 
-constexpr int kHeaderFloats = 4;  // ticket, flag
+constexpr int kHeaderFloats = 4;  // flag, ticket
 
-// Asks for the weights of a tile, contiguous in memory, while its pooled values are still awaited: a first launch finds them in DRAM.
-__device__ __forceinline__ void prefetch_weights(const HeadTail& T, int64_t klass, int classes) {
-  int64_t row = T.width * (T.weight_dtype == DType::F32 ? 4 : 2), bytes = min(int64_t(classes), T.classes - klass) * row;
-  const char* first = static_cast<const char*>(T.weight) + klass * row;
-  for (int64_t at = int64_t(threadIdx.x) * 128; at < bytes; at += kHeadThreads * 128) prefetch_l2(first + at);
-}
-
-// Waits until all pooled values of a group are there; the last tile to have waited leaves the group's counters zero.
+// Waits until all pooled values of a group are there.
 __device__ __forceinline__ void wait_for_group(const HeadForward& P, uint32_t group) {
   if (threadIdx.x == 0) {
     uint32_t* done = P.counters + P.schedule.done_counter(group);
-    uint32_t* waited = P.counters + P.schedule.waited_counter(group);
     uint32_t events = P.schedule.events(group);
-    while (load_acquire(done) != events) wait_a_little();
-    if (atomic_add_relaxed(waited, 1) + 1 == P.schedule.tile_count(group)) {
-      store_relaxed(done, 0);
-      store_relaxed(waited, 0);
-    }
+    while (load_relaxed(done) != events) wait_a_little();  // an acquire in every round would empty the cache of the block beside it
+    load_acquire(done);
   }
   __syncthreads();
 }
 
+// Behind the wait: the last tile to have waited leaves the group's counters zero.
+__device__ __forceinline__ void note_waited(const HeadForward& P, uint32_t group) {
+  uint32_t* waited = P.counters + P.schedule.waited_counter(group);
+  if (atomic_add_relaxed(waited, 1) + 1 != P.schedule.tile_count(group)) return;
+  store_relaxed(P.counters + P.schedule.done_counter(group), 0);
+  store_relaxed(waited, 0);
+}
+
 // y and branches of a tile from the warps' shares.
-template <int NT>
-__device__ __forceinline__ void aggregate(const HeadForward& P, const Tile& tile, const TailShared<NT>& shared, bool branches) {
+template <int NT, bool Branches>
+__device__ __forceinline__ void aggregate(const HeadForward& P, const Tile& tile, const TailShared<NT>& shared, bool linear) {
   const HeadTail& T = P.tail;
-  __syncthreads();
   for (int o = threadIdx.x; o < TailShared<NT>::kOutputs; o += kHeadThreads) {
     int row = o / (NT * 8), column = o - row * NT * 8;
     if (row >= tile.images || column >= tile.classes) continue;
     int64_t image = tile.image + row, klass = tile.klass + column;
-    if (branches) {
+    if constexpr (Branches) {
       finish_scores(T, shared, o, klass);
       if (P.branches)
 #pragma unroll 1
         for (int i = 0; i < T.count; ++i)
           store_float(P.branches, P.out, (image * T.count + i) * T.classes + klass, shared.z[i * kWarps * TailShared<NT>::kOutputs + o]);
     }
-    float y;
-    if (T.mode == Attention::Gated) {
-      y = finish_gates(T, shared, o);
-    } else {
-      y = add_warps<NT>(shared.y, o);
-      if (T.bias.data)
-#pragma unroll 1
-        for (int i = 0; i < T.count; ++i) y = fmaf(shared.a[i * NT * 8 + column], parameter(T.bias, i * T.classes + klass), y);
-      y += aggregation_offset(T, klass);
-    }
+    float y = linear ? add_warps<NT>(shared.y, o) + shared.offset[column] : finish_gates(T, shared, o);
     store_float(P.y, P.out, image * T.classes + klass, y);
   }
 }
 
-template <class W, int NT>
-__device__ __forceinline__ void tail_tile(const HeadForward& P, uint32_t group, uint32_t index, float* scratch, bool branches) {
-  TailShared<NT> shared(scratch, P.tail.count);
+// A tile of classes for all images of a group. The next ticket goes to *slot.
+template <class W, int NT, bool Branches>
+__device__ __forceinline__ void tail_tile(const HeadForward& P, uint32_t group, uint32_t index, float* scratch, uint32_t* slot) {
+  const HeadTail& T = P.tail;
+  TailShared<NT> shared(scratch, from_here(T.count), Branches);
   int64_t klass = int64_t(index) * NT * 8, first = int64_t(group) * P.schedule.group_images;
-  int classes = int(min(int64_t(NT * 8), P.tail.classes - klass));
-  for (int done = 0; done < P.schedule.images(group); done += kTileImages) {
-    Tile tile{first + done, klass, min(kTileImages, P.schedule.images(group) - done), classes};
-    multiply<W>(P.tail, tile, shared, branches);
-    aggregate(P, tile, shared, branches);
+  int images = P.schedule.images(group), classes = int(min(int64_t(NT * 8), T.classes - klass));
+  bool linear = !Branches || T.mode != Attention::Gated;
+
+  // What needs no pooled values
+  const char* weights = static_cast<const char*>(T.weight) + klass * T.width * int(sizeof(W));
+  for (int64_t at = int64_t(threadIdx.x) * 128; at < classes * T.width * int(sizeof(W)); at += kHeadThreads * 128) prefetch_l2(weights + at);
+  if (linear) prepare(T, {first, klass, images, classes}, shared);
+
+  // 16 images at a time
+  wait_for_group(P, group);
+  uint32_t next = 0;
+  if (threadIdx.x == 0) {
+    next = draw_ticket(P.counters + HeadSchedule::kNext);
+    note_waited(P, group);
+  }
+  for (int done = 0; done < images; done += kTileImages) {
+    Tile tile{first + done, klass, min(kTileImages, images - done), classes};
+    multiply<W, NT, Branches>(T, tile, shared, linear);
+    __syncthreads();
+    if (done == 0 && threadIdx.x == 0) *slot = next;
+    aggregate<NT, Branches>(P, tile, shared, linear);
     __syncthreads();
   }
 }
 
 template <class W>
-__device__ __forceinline__ void tail(const HeadForward& P, uint32_t group, uint32_t index, float* scratch) {
+__device__ __forceinline__ void tail(const HeadForward& P, uint32_t group, uint32_t index, float* scratch, uint32_t* slot) {
   if (P.branches || P.tail.mode == Attention::Gated)
-    tail_tile<W, kNarrowClasses / 8>(P, group, index, scratch, true);
+    tail_tile<W, kNarrowClasses / 8, true>(P, group, index, scratch, slot);
   else if (P.schedule.tile_classes(group) == kNarrowClasses)
-    tail_tile<W, kNarrowClasses / 8>(P, group, index, scratch, false);
+    tail_tile<W, kNarrowClasses / 8, false>(P, group, index, scratch, slot);
   else
-    tail_tile<W, wide_classes(sizeof(W) == 4, false) / 8>(P, group, index, scratch, false);
+    tail_tile<W, kWideClasses / 8, false>(P, group, index, scratch, slot);
 }
 
+template <class W>
 __global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_forward_kernel(const __grid_constant__ HeadForward P) {
-  uint32_t* header = reinterpret_cast<uint32_t*>(shared_memory());
+  uint32_t *flag = reinterpret_cast<uint32_t*>(shared_memory()), *slot = flag + 1;  // slot: the ticket; the next one, once all threads have read it
   float* scratch = reinterpret_cast<float*>(shared_memory()) + kHeaderFloats;
-  uint32_t next = 0;
-  if (threadIdx.x == 0) next = atomic_add_relaxed(P.counters + HeadSchedule::kNext, 1);
+  if (threadIdx.x == 0) *slot = draw_ticket(P.counters + HeadSchedule::kNext);
   for (;;) {
-    // Draw
-    if (threadIdx.x == 0) header[0] = next;
     __syncthreads();
-    uint32_t drawn = header[0];
+    uint32_t drawn = *slot;
     if (drawn >= P.schedule.tickets) break;
     Ticket ticket = P.schedule.ticket(drawn);
-
-    // Work
-    if (ticket.pool) {
-      pool(P, ticket.group, P.schedule.unit(ticket.group, ticket.index), scratch, header + 1);
-      if (threadIdx.x == 0) next = atomic_add_relaxed(P.counters + HeadSchedule::kNext, 1);
-    } else {
-      int classes = P.schedule.tile_classes(ticket.group);
-      prefetch_weights(P.tail, int64_t(ticket.index) * classes, classes);
-      wait_for_group(P, ticket.group);
-      if (threadIdx.x == 0) next = atomic_add_relaxed(P.counters + HeadSchedule::kNext, 1);
-      switch (P.tail.weight_dtype) {
-        case DType::BF16: tail<__nv_bfloat16>(P, ticket.group, ticket.index, scratch); break;
-        case DType::F16: tail<__half>(P, ticket.group, ticket.index, scratch); break;
-        default: tail<float>(P, ticket.group, ticket.index, scratch); break;
-      }
-    }
-    __syncthreads();
+    if (ticket.pool)
+      pool(P, ticket.group, P.schedule.unit(ticket.group, ticket.index), scratch, flag, slot);
+    else
+      tail<W>(P, ticket.group, ticket.index, scratch, slot);
   }
 
   // The last block to leave makes the counters zero again
@@ -127,18 +117,29 @@ __global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_forward_kernel
   }
 }
 
-}  // namespace
-
-cudaError_t launch_head_forward(const HeadForward& P, cudaStream_t stream) {
+template <class W>
+cudaError_t launch_for(const HeadForward& P, cudaStream_t stream) {
   bool branches = P.branches || P.tail.mode == Attention::Gated;
-  int n = P.tail.count, narrow = TailShared<kNarrowClasses / 8>::floats(n, branches), wide = branches ? 0 : TailShared<kWideClasses / 8>::floats(n, false);
+  int n = P.tail.count, narrow = TailShared<kNarrowClasses / 8>::floats(n, branches), wide = 0;
+  if (!branches) wide = TailShared<kWideClasses / 8>::floats(n, false);
   int floats = kHeaderFloats + (narrow > wide ? narrow : wide);
   if (floats < kHeaderFloats + kPoolSharedFloats) floats = kHeaderFloats + kPoolSharedFloats;
   cudaError_t error;
-  int64_t blocks = resident_blocks(interflow_head_forward_kernel, kHeadThreads, floats * 4, &error);
+  int64_t blocks = resident_blocks(interflow_head_forward_kernel<W>, kHeadThreads, floats * 4, &error);
   if (error != cudaSuccess) return error;
   if (blocks > P.schedule.tickets) blocks = P.schedule.tickets;
-  return launch(interflow_head_forward_kernel, {blocks, kHeadThreads, floats * 4, stream}, P);
+  return launch(interflow_head_forward_kernel<W>, {blocks, kHeadThreads, floats * 4, stream}, P);
+}
+
+}  // namespace
+
+// One kernel for each dtype of weight: in one together they keep more registers alive than there are.
+cudaError_t launch_head_forward(const HeadForward& P, cudaStream_t stream) {
+  switch (P.tail.weight_dtype) {
+    case DType::BF16: return launch_for<__nv_bfloat16>(P, stream);
+    case DType::F16: return launch_for<__half>(P, stream);
+    default: return launch_for<float>(P, stream);
+  }
 }
 
 }  // namespace interflow

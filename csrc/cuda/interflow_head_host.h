@@ -24,6 +24,8 @@ inline HeadTail head_tail(int64_t batch, const std::vector<int64_t>& begin, cons
   HeadTail T{};
   T.count = int(begin.size()) - 1, T.batch = batch, T.width = begin.back(), T.classes = weight.size(0);
   std::copy(begin.begin(), begin.end(), T.begin);
+  STD_TORCH_CHECK(T.width < INT32_MAX / 2, op, ": weight must have fewer than 2^30 columns, got ", T.width);
+  for (int i = 0; i < T.count; ++i) T.first_block[i + 1] = T.first_block[i] + int(ceil_div(T.begin[i + 1] - T.begin[i], kBlockColumns));
   T.weight_dtype = dtype_of(weight, op, "weight");
   T.weight = parameter_of(weight, weight, op, "weight", held).data;
   T.mode = mode;

@@ -6,6 +6,8 @@
 
 namespace interflow {
 
+constexpr int kBlockColumns = 32;  // columns of pooled and weight that a warp multiplies at a time
+
 // A small contiguous parameter in its own dtype; null where it does not exist.
 struct Parameter {
   const void* data;
@@ -17,6 +19,7 @@ struct HeadTail {
   int count;                          // n
   int64_t batch, width, classes;      // B, D, K
   int64_t begin[kMaxStages + 1];      // first column of each stage in pooled and weight, and the end
+  int first_block[kMaxStages + 1];    // number of each stage's first block of 32 columns among all
   const float* pooled;                // [B, D]
   const void* weight;                 // [K, D]
   DType weight_dtype;

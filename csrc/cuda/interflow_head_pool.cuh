@@ -1,10 +1,13 @@
 // Pooling: one unit of one stage, its sums into pooled, or into partial sums that the last of its parts to arrive adds up.
 #pragma once
+#include <type_traits>
+
 #include "device.cuh"
 #include "interflow_head_kernels.h"
 
 namespace interflow {
 
+constexpr int kLogWarp = 5;
 constexpr int kPoolSharedFloats = 8 * kHeadThreads;
 
 // The window of a unit's bin: an origin in elements from the item's first, rows and columns.
@@ -20,26 +23,34 @@ __device__ __forceinline__ Window window_of(const HeadMap& map, uint32_t bin) {
   return {h * map.stride_h + w * map.stride_w, map.stride_h, map.stride_w, int(window_end(i, map.bins_h, map.height) - h), int(window_end(j, map.bins_w, map.width) - w)};
 }
 
-// Adds a thread's steps to sums, in order: kSteps loads, then their sums. For whole vectors at one stride, the case that has to be fast.
+// Adds the V elements that words hold.
 template <class T, int V>
-__device__ __forceinline__ void add_flat_steps(float (&sums)[V], const T* item, int64_t stride, const StageSchedule& plan, int first, int steps, uint64_t policy) {
+__device__ __forceinline__ void add_words(float (&sums)[V], const Words<V * int(sizeof(T))>& words) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    if constexpr (sizeof(T) == 4) {
+      sums[v] += __uint_as_float(words.at[v]);
+    } else {
+      uint32_t pair = words.at[v / 2];
+      if constexpr (std::is_same_v<T, __nv_bfloat16>)  // the upper half of a float
+        sums[v] += __uint_as_float(v % 2 ? pair & 0xffff0000u : pair << 16);
+      else
+        sums[v] += __half2float(__ushort_as_half(static_cast<unsigned short>(v % 2 ? pair >> 16 : pair & 0xffffu)));
+    }
+  }
+}
+
+// Adds a thread's steps to sums, in order: all loads, then their sums. For whole vectors at one stride, the case that has to be fast.
+template <class T, int V, class AfterLoads>
+__device__ __forceinline__ void add_flat_steps(float (&sums)[V], const T* item, int64_t stride, const StageSchedule& plan, int first, int steps, uint64_t policy, AfterLoads after_loads) {
   const T* p = item + first * stride;
   int64_t next = stride << plan.log_steppers;
-#pragma unroll 1
-  for (int done = 0; done < plan.steps_each; done += kSteps) {
-    Vector<T, V> x[kSteps];
+  Words<V * int(sizeof(T))> x[kSteps];
 #pragma unroll
-    for (int u = 0; u < kSteps; ++u) {
+  for (int u = 0; u < kSteps; ++u, p += next) x[u] = load_stream_if<V * int(sizeof(T))>(first + (u << plan.log_steppers) < steps, p, policy);
+  after_loads();
 #pragma unroll
-      for (int v = 0; v < V; ++v) x[u][v] = from_float<T>(0.0f);
-      if (first + ((done + u) << plan.log_steppers) < steps) x[u] = load_stream<Vector<T, V>>(p, policy);
-      p += next;
-    }
-#pragma unroll
-    for (int u = 0; u < kSteps; ++u)
-#pragma unroll
-      for (int v = 0; v < V; ++v) sums[v] += to_float(x[u][v]);
-  }
+  for (int u = 0; u < kSteps; ++u) add_words<T, V>(sums, x[u]);
 }
 
 // The same elements in the same order, one by one, by any strides.
@@ -47,7 +58,7 @@ template <class T, int V>
 __device__ __forceinline__ void add_any_steps(float (&sums)[V], const T* item, const Window& window, const StageSchedule& plan, int first, int steps, uint64_t policy) {
   int64_t flat_stride = plan.pixels || V == 1 ? window.step_stride : V;
 #pragma unroll 1
-  for (int done = 0; done < plan.steps_each; ++done) {
+  for (int done = 0; done < kSteps; ++done) {
     int step = first + (done << plan.log_steppers);
     if (step >= steps) break;
     int row = step / window.columns;
@@ -71,12 +82,12 @@ struct Place {
 // sums of every thread -> sums of every item over its steppers, [items, lanes, N] in shared: within warps, then across them, in one order.
 template <int N>
 __device__ __forceinline__ void add_steppers(float (&sums)[N], const StageSchedule& plan, const Place& at, float* shared) {
-  int in_warp = min(plan.steppers(), kWarp >> plan.log_lanes), across = plan.steppers() / in_warp, lanes = plan.lanes();
+  int log_in_warp = min(plan.log_steppers, kLogWarp - plan.log_lanes), in_warp = 1 << log_in_warp, lanes = plan.lanes();
   for (int distance = lanes; distance < lanes * in_warp; distance *= 2)
 #pragma unroll
     for (int n = 0; n < N; ++n) sums[n] += __shfl_xor_sync(~0u, sums[n], distance);
   if ((at.stepper & (in_warp - 1)) == 0) {
-    float* place = shared + ((at.item * across + at.stepper / in_warp) * lanes + at.lane) * N;
+    float* place = shared + ((((at.item << plan.log_steppers) + at.stepper) >> log_in_warp << plan.log_lanes) + at.lane) * N;
 #pragma unroll
     for (int n = 0; n < N; ++n) place[n] = sums[n];
   }
@@ -135,8 +146,9 @@ __device__ __forceinline__ void add_parts(const float* parts, int count, int wid
 }
 
 // The sums of a unit, [items, across, width] in shared, `across` warps for each item.
-template <class T, int V>
-__device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared) {
+template <class T, int V, class AfterLoads>
+__device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
+                                         AfterLoads after_loads) {
   Place at(plan);
   float sums[V];
 #pragma unroll
@@ -145,12 +157,14 @@ __device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedu
   if (from.inside) {
     const T* item = static_cast<const T*>(map.data) + from.image * map.stride_b + from.channel * map.stride_c + window.origin;
     int pixels = window.rows * window.columns, steps = plan.pixels ? pixels : pixels / V;
-    int first = (int(unit.part) * plan.steps_each << plan.log_steppers) + at.stepper;
+    int first = (int(unit.part) * kSteps << plan.log_steppers) + at.stepper;
     uint64_t policy = cache_policy(P.stream);
-    if (plan.vectors && plan.flat)
-      add_flat_steps<T, V>(sums, item, plan.pixels || V == 1 ? window.step_stride : V, plan, first, steps, policy);
-    else
+    if (plan.vectors && plan.flat) {
+      add_flat_steps<T, V>(sums, item, plan.pixels || V == 1 ? window.step_stride : V, plan, first, steps, policy, after_loads);
+    } else {
+      after_loads();
       add_any_steps<T, V>(sums, item, window, plan, first, steps, policy);
+    }
   }
   if (plan.pixels) return add_steppers(sums, plan, at, shared);
   float all[1] = {0};
@@ -159,32 +173,40 @@ __device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedu
   add_steppers(all, plan, at, shared);
 }
 
-// The instance for a stage's dtype and vector.
-template <class T>
-__device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared) {
+// The instance for a stage's vector.
+template <class T, class AfterLoads>
+__device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
+                                            AfterLoads after_loads) {
   if constexpr (sizeof(T) == 2)
-    if (plan.vector == 8) return sum_unit<T, 8>(P, plan, map, window, group, unit, shared);
-  if (plan.vector == 4) return sum_unit<T, 4>(P, plan, map, window, group, unit, shared);
-  if (plan.vector == 2) return sum_unit<T, 2>(P, plan, map, window, group, unit, shared);
-  sum_unit<T, 1>(P, plan, map, window, group, unit, shared);
+    if (plan.vector == 8) return sum_unit<T, 8>(P, plan, map, window, group, unit, shared, after_loads);
+  if (plan.vector == 4) return sum_unit<T, 4>(P, plan, map, window, group, unit, shared, after_loads);
+  if (plan.vector == 2) return sum_unit<T, 2>(P, plan, map, window, group, unit, shared, after_loads);
+  sum_unit<T, 1>(P, plan, map, window, group, unit, shared, after_loads);
 }
 
-// A whole unit. Every thread of the block calls it; `flag` is a word of shared memory.
-__device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag) {
+// A whole unit. Every thread of the block calls it; `flag` and `slot` are words of shared memory. The next ticket is drawn once the loads are on their way,
+// and goes to *slot.
+__device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag, uint32_t* slot) {
   const StageSchedule& plan = P.schedule.stages[unit.stage];
   const HeadMap& map = P.maps[unit.stage];
   Window window = window_of(map, unit.bin);
+  uint32_t next = 0;
+  auto after_loads = [&] {
+    if (threadIdx.x == 0) next = draw_ticket(P.counters + HeadSchedule::kNext);
+  };
   switch (map.dtype) {
-    case DType::BF16: sum_unit_of<__nv_bfloat16>(P, plan, map, window, group, unit, shared); break;
-    case DType::F16: sum_unit_of<__half>(P, plan, map, window, group, unit, shared); break;
-    default: sum_unit_of<float>(P, plan, map, window, group, unit, shared); break;
+    case DType::BF16: sum_unit_of<__nv_bfloat16>(P, plan, map, window, group, unit, shared, after_loads); break;
+    case DType::F16: sum_unit_of<__half>(P, plan, map, window, group, unit, shared, after_loads); break;
+    default: sum_unit_of<float>(P, plan, map, window, group, unit, shared, after_loads); break;
   }
 
+  if (threadIdx.x == 0) *slot = next;
+
   // Out: means, or this part of them
-  int width = plan.width(), across = max(1, plan.steppers() * plan.lanes() / kWarp);
+  int log_width = plan.log_width(), width = 1 << log_width, across = max(1, 1 << (plan.log_steppers + plan.log_lanes) >> kLogWarp);
   float* parts = P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.meeting) * plan.parts * width;
-  for (int o = threadIdx.x; o < plan.items() * width; o += kHeadThreads) {
-    int item = o / width, n = o - item * width;
+  for (int o = threadIdx.x; o < plan.items() << log_width; o += kHeadThreads) {
+    int item = o >> log_width, n = o & (width - 1);
     float sum = 0;
     for (int a = 0; a < across; ++a) sum += shared[(item * across + a) * width + n];
     if (plan.parts == 1)

@@ -23,10 +23,9 @@ namespace interflow {
 constexpr int kHeadThreads = 256;
 constexpr int kTileImages = 16;     // rows of a matrix instruction
 constexpr int kNarrowClasses = 8;   // classes of a tile: of the last group, so that all processors share it, and where branches are wanted
-constexpr int kWideClasses = 32;    // of all other groups; half of it where weights are fp32, which take more registers
+constexpr int kWideClasses = 16;    // of all other groups
 constexpr int kSlabLanes = 16;      // threads side by side along channels: 256 bytes of a pixel
-constexpr int kSteps = 8;           // 16-byte loads a thread has in flight
-constexpr int kNarrowSteps = 16;    // of narrower loads
+constexpr int kSteps = 16;          // loads a thread has in flight, and makes in a unit: 64 KB where they are of 16 bytes
 
 // Weights larger than this are read once for 64 images instead of 16, where there are that many.
 constexpr int64_t kLargeWeight = int64_t(6) << 20;
@@ -38,10 +37,10 @@ struct StageSchedule {
   bool pixels;
   bool flat;          // steps follow each other at one stride
   bool vectors;       // addresses allow whole-vector loads; without it the same elements are loaded one by one
-  int vector;         // elements of a step: channels of a pixel, or neighbours in a row
+  int vector;         // elements of a step: channels of a pixel, or neighbours in a row; 1, 2, 4 or 8
+  int log_vector;
   int log_lanes;      // threads side by side along channels, 1 for planes
   int log_steppers;   // threads that share an item's steps
-  int steps_each;     // steps that a thread makes in a unit
   int parts, slabs, bins;
   int64_t channels;
 
@@ -49,7 +48,8 @@ struct StageSchedule {
   INTERFLOW_HOST_DEVICE int steppers() const { return 1 << log_steppers; }
   INTERFLOW_HOST_DEVICE int items() const { return kHeadThreads >> (log_lanes + log_steppers); }
   // Sums that a unit leaves for an item.
-  INTERFLOW_HOST_DEVICE int width() const { return pixels ? vector << log_lanes : 1; }
+  INTERFLOW_HOST_DEVICE int log_width() const { return pixels ? log_vector + log_lanes : 0; }
+  INTERFLOW_HOST_DEVICE int width() const { return 1 << log_width(); }
   INTERFLOW_HOST_DEVICE int64_t group_items(int images) const { return pixels ? images : images * channels; }
   INTERFLOW_HOST_DEVICE uint32_t blocks(int images) const { return uint32_t(ceil_div(group_items(images), items())); }
   INTERFLOW_HOST_DEVICE uint32_t units(int images) const { return blocks(images) * uint32_t(bins * parts * slabs); }
@@ -80,6 +80,8 @@ struct HeadSchedule {
   int64_t classes;
   int wide;            // classes of a tile of any group but the last
   uint32_t groups, units, units_last, tiles, tiles_last, meetings, tickets;
+  uint32_t events_full, events_last;              // units and meetings of a group that its pooled values take
+  uint32_t first_unit[kMaxStages], first_unit_last[kMaxStages], first_meeting[kMaxStages];
   StageSchedule stages[kMaxStages];
 
   INTERFLOW_HOST_DEVICE int images(uint32_t group) const {
@@ -88,11 +90,7 @@ struct HeadSchedule {
   }
   INTERFLOW_HOST_DEVICE int tile_classes(uint32_t group) const { return group + 1 == groups ? kNarrowClasses : wide; }
   INTERFLOW_HOST_DEVICE uint32_t tile_count(uint32_t group) const { return group + 1 == groups ? tiles_last : tiles; }
-  INTERFLOW_HOST_DEVICE uint32_t events(uint32_t group) const {
-    uint32_t sum = 0;
-    for (int i = 0; i < count; ++i) sum += stages[i].events(images(group));
-    return sum;
-  }
+  INTERFLOW_HOST_DEVICE uint32_t events(uint32_t group) const { return group + 1 == groups ? events_last : events_full; }
 
   // Counters, zero before and after a launch: two for the launch, then for each group: events, tail tickets that waited, meetings.
   static constexpr int kNext = 0, kGone = 1;
@@ -119,21 +117,18 @@ struct HeadSchedule {
   }
 
   INTERFLOW_HOST_DEVICE Unit unit(uint32_t group, uint32_t u) const {
-    int m = images(group), i = 0;
-    uint32_t meeting = 0;
-    while (i + 1 < count && u >= stages[i].units(m)) {
-      u -= stages[i].units(m);
-      meeting += stages[i].meetings(m);
-      ++i;
-    }
+    const uint32_t* first = group + 1 == groups ? first_unit_last : first_unit;
+    int i = 0;
+    while (i + 1 < count && u >= first[i + 1]) ++i;
     const StageSchedule& s = stages[i];
     uint32_t slabs = uint32_t(s.slabs), parts = uint32_t(s.parts), bins = uint32_t(s.bins);
+    u -= first[i];
     Unit unit{i, u, 0, 0, 0, 0, 0};
     if (slabs > 1) unit.block = u / slabs, unit.slab = u - unit.block * slabs;
     if (parts > 1) u = unit.block, unit.block = u / parts, unit.part = u - unit.block * parts;
     if (bins > 1) u = unit.block, unit.block = u / bins, unit.bin = u - unit.block * bins;
     unit.meeting = (unit.block * bins + unit.bin) * slabs + unit.slab;
-    unit.counter = meeting + unit.meeting;
+    unit.counter = first_meeting[i] + unit.meeting;
     return unit;
   }
 };
@@ -173,6 +168,7 @@ inline StageSchedule schedule_stage(const Stage& s) {
   int64_t along = plan.pixels ? s.channels : plan.flat && (step_stride == 1 || pixels == 1) ? pixels : 1;
   plan.vector = int(widest);
   while (along % plan.vector) plan.vector /= 2;
+  plan.log_vector = ceil_log2(plan.vector);
   int64_t bytes = plan.vector * element;
   auto whole = [&](int64_t stride) { return stride * element % bytes == 0; };
   plan.vectors = reinterpret_cast<uintptr_t>(s.data) % uintptr_t(bytes) == 0 && whole(s.stride_b) && (plan.pixels ? whole(s.stride_h) && whole(s.stride_w) : whole(s.stride_c) || s.channels == 1);
@@ -182,20 +178,20 @@ inline StageSchedule schedule_stage(const Stage& s) {
   int most_lanes = plan.vector > 1 ? kSlabLanes : 2 * kSlabLanes;
   plan.log_lanes = plan.pixels ? ceil_log2(slots < most_lanes ? slots : most_lanes) : 0;
   plan.slabs = int(ceil_div(slots, plan.lanes()));
-  plan.steps_each = bytes == 16 ? kSteps : kNarrowSteps;
   int64_t steps = plan.pixels ? pixels : ceil_div(pixels, plan.vector);
-  int most_steppers = ceil_log2(kHeadThreads) - plan.log_lanes, wanted = ceil_log2(ceil_div(steps, plan.steps_each));
+  int most_steppers = ceil_log2(kHeadThreads) - plan.log_lanes, wanted = ceil_log2(ceil_div(steps, kSteps));
   plan.log_steppers = wanted < most_steppers ? wanted : most_steppers;
-  plan.parts = int(ceil_div(steps, int64_t(plan.steppers()) * plan.steps_each));
+  plan.parts = int(ceil_div(steps, int64_t(plan.steppers()) * kSteps));
   if (plan.parts < 1) plan.parts = 1;
   return plan;
 }
 
 // Classes of a tile of all groups but the last. `branches`: whether branch scores are wanted or make the gates.
-INTERFLOW_HOST_DEVICE constexpr int wide_classes(bool fp32_weight, bool branches) { return branches ? kNarrowClasses : fp32_weight ? kWideClasses / 2 : kWideClasses; }
+INTERFLOW_HOST_DEVICE constexpr int wide_classes(bool branches) { return branches ? kNarrowClasses : kWideClasses; }
 
 // The whole schedule of a batch of at least 1; wide: as wide_classes says. False where a map's pixels or bins, a group's planes, its units or all tickets would not fit 32 bits.
 inline bool schedule_head(HeadSchedule& plan, const Stage* stages, int count, int64_t batch, int64_t classes, int64_t weight_bytes, int wide) {
+  plan = {};
   plan.count = count, plan.batch = batch, plan.classes = classes;
   plan.group_images = group_images(batch, weight_bytes);
   plan.wide = wide;
@@ -207,9 +203,11 @@ inline bool schedule_head(HeadSchedule& plan, const Stage* stages, int count, in
     int64_t each = int64_t(s.bins) * s.parts * s.slabs;
     if (ceil_div(s.group_items(plan.group_images), s.items()) * each >= INT32_MAX || s.group_items(plan.group_images) >= INT32_MAX) return false;
     if (stages[i].height * stages[i].width >= INT32_MAX / 2) return false;
+    plan.first_unit[i] = uint32_t(units), plan.first_unit_last[i] = uint32_t(units_last), plan.first_meeting[i] = uint32_t(meetings);
     units += ceil_div(s.group_items(plan.group_images), s.items()) * each;
     units_last += ceil_div(s.group_items(last), s.items()) * each;
     meetings += s.meetings(plan.group_images);
+    plan.events_full += s.events(plan.group_images), plan.events_last += s.events(last);
   }
   int64_t tiles = ceil_div(classes, plan.wide), tiles_last = ceil_div(classes, kNarrowClasses);
   int64_t tickets = (groups - 1) * (units + tiles) + units_last + tiles_last;

@@ -5,14 +5,13 @@
 // scores are wanted too, each warp leaves them stage by stage in shared memory. The order of all sums depends on D alone.
 //
 // Weights in bf16 or fp16 go through the tensor cores: they are TF32 numbers exactly, and pooled is split into two of those, p = high + low,
-// which keeps 21 bits of it. fp32 weights go through fused multiply-adds.
+// which keeps 21 bits of it. fp32 weights go through fused multiply-adds, from shared memory.
 #pragma once
 #include "device.cuh"
 #include "interflow_head_kernels.h"
 
 namespace interflow {
 
-constexpr int kBlockColumns = 32;
 constexpr int kWarps = kHeadThreads / kWarp;
 
 __device__ __forceinline__ float parameter(const Parameter& p, int64_t i) { return load_as_float(p.data, p.dtype, i); }
@@ -58,8 +57,51 @@ struct Tile {
   int images, classes;
 };
 
-// A warp's product of one block, [16, NT * 8] in registers: entry r of a lane is output (row(r), column(r)). Blocks that are whole and aligned
-// load 16 bytes a lane; the others load elements where they are needed, 0 beyond the stage's end, for the same instructions.
+// 32 columns of one stage, fewer at its end.
+struct Block {
+  int stage;
+  int64_t d, end;
+  bool whole;  // 32 of them, which 16-byte loads reach
+};
+__device__ __forceinline__ Block block_of(const HeadTail& T, int number) {
+  int i = 0;
+  while (number >= T.first_block[i + 1]) ++i;
+  int64_t d = T.begin[i] + int64_t(number - T.first_block[i]) * kBlockColumns, end = T.begin[i + 1];
+  return {i, d, end, T.vectors && d + kBlockColumns <= end};
+}
+
+// Shared memory of a tile of NT * 8 classes: A [n, NT * 8], offsets [NT * 8], y's shares [warps, 16, NT * 8], with branches z's shares
+// [n, warps, 16, NT * 8], and each warp's rows of pooled and weight [warps, 16 + NT * 8, kPitch].
+template <int NT>
+struct TailShared {
+  float *a, *offset, *y, *z, *blocks;
+  static constexpr int kOutputs = kTileImages * NT * 8;
+  static constexpr int kPitch = kBlockColumns + 4;
+  static constexpr int kBlockFloats = (kTileImages + NT * 8) * kPitch;
+  __device__ __forceinline__ TailShared(float* shared, int n, bool branches)
+      : a(shared), offset(a + n * NT * 8), y(offset + NT * 8), z(y + kWarps * kOutputs), blocks(z + (branches ? n * kWarps * kOutputs : 0)) {}
+  static INTERFLOW_HOST_DEVICE int floats(int n, bool branches) {
+    return n * NT * 8 + NT * 8 + kWarps * kOutputs + (branches ? n * kWarps * kOutputs : 0) + kWarps * kBlockFloats;
+  }
+};
+
+// A block's rows of pooled, then of weight, into the warp's shared memory, element by element, 0 beyond the stage's end: for blocks that are not whole.
+template <class W, int NT>
+__device__ __forceinline__ void stage_rows(const HeadTail& T, const Tile& tile, const Block& block, float* shared, int lane) {
+  int64_t d = block.d + lane;
+  __syncwarp();
+#pragma unroll 1
+  for (int r = 0; r < kTileImages + NT * 8; ++r) {
+    float x = 0;
+    if (d < block.end && r < kTileImages) x = load_shared_result(T.pooled + (tile.image + min(r, tile.images - 1)) * T.width + d);
+    if (d < block.end && r >= kTileImages) x = to_float(static_cast<const W*>(T.weight)[(tile.klass + min(r - kTileImages, tile.classes - 1)) * T.width + d]);
+    shared[r * TailShared<NT>::kPitch + lane] = x;
+  }
+  __syncwarp();
+}
+
+// A warp's product of one block, [16, NT * 8] in registers: entry r of a lane is output (row(lane, r), column(lane, r)). load() brings it from memory, 16 bytes at
+// a time where the block is whole, run() multiplies.
 template <class W, int NT>
 struct BlockProduct;
 
@@ -67,53 +109,62 @@ struct BlockProduct;
 // numbered so that lane j's elements 2s and 2s + 1 are the inner indices j and j + 4 of instruction s.
 template <class W, int NT>
 struct TensorProduct {
-  static __device__ __forceinline__ int row(int r) { return int(threadIdx.x) % kWarp / 4 + (r & 2 ? 8 : 0); }
-  static __device__ __forceinline__ int column(int r) { return r / 4 * 8 + int(threadIdx.x) % 4 * 2 + (r & 1); }
+  static constexpr int kAtOnce = NT == 1 ? 2 : 1;  // blocks loaded together
+  static __device__ __forceinline__ int row(int lane, int r) { return lane / 4 + (r & 2 ? 8 : 0); }
+  static __device__ __forceinline__ int column(int lane, int r) { return r / 4 * 8 + lane % 4 * 2 + (r & 1); }
 
-  // Instruction s: p[e] as the fragment of 16 rows has it, w(t, e) of every 8 classes.
-  template <class Weights>
-  static __device__ __forceinline__ void step(float (&out)[NT * 4], const float (&p)[4], Weights w) {
-    uint32_t high[4], low[4];
+  float p[2][8];
+  Vector<W, 8> w[NT];
+
+  __device__ __forceinline__ void load(const HeadTail& T, const Tile& tile, const Block& block, float* shared, int lane) {
+    if (block.whole) {
+      int64_t d = block.d + lane % 4 * 8;
+      const float* pooled = T.pooled + tile.image * T.width + d;
+      const W* weight = static_cast<const W*>(T.weight) + tile.klass * T.width + d;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      high[e] = to_tf32(p[e]);
-      float rest = p[e] - __uint_as_float(high[e]);
-      low[e] = to_tf32(fabsf(rest) < INFINITY ? rest : 0.0f);  // of infinities, NaN and what rounds to one there is no rest
+      for (int h = 0; h < 2; ++h) pooled_elements(p[h], pooled + min(lane / 4 + 8 * h, tile.images - 1) * T.width);
+#pragma unroll
+      for (int t = 0; t < NT; ++t) w[t] = *reinterpret_cast<const Vector<W, 8>*>(weight + min(8 * t + lane / 4, tile.classes - 1) * T.width);
+      return;
     }
+    stage_rows<W, NT>(T, tile, block, shared, lane);
+    const float* own = shared + lane / 4 * TailShared<NT>::kPitch + lane % 4 * 8;
 #pragma unroll
-    for (int t = 0; t < NT; ++t) {
-      uint32_t b[2] = {__float_as_uint(to_float(w(t, 0))), __float_as_uint(to_float(w(t, 1)))};
-      float(&c)[4] = *reinterpret_cast<float(*)[4]>(out + 4 * t);
-      mma_16x8x8_tf32(c, low, b);
-      mma_16x8x8_tf32(c, high, b);
+    for (int e = 0; e < 8; ++e) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) p[h][e] = own[8 * h * TailShared<NT>::kPitch + e];
+#pragma unroll
+      for (int t = 0; t < NT; ++t) w[t][e] = from_float<W>(own[(kTileImages + 8 * t) * TailShared<NT>::kPitch + e]);
     }
   }
 
-  static __device__ __forceinline__ void run(float (&out)[NT * 4], const HeadTail& T, const Tile& tile, int64_t d, int64_t end) {
-    int lane = threadIdx.x % kWarp, g = lane / 4, j = lane % 4;
-    bool whole = T.vectors && d + kBlockColumns <= end;
-    d += 8 * j;
-    const float* p0 = T.pooled + (tile.image + min(g, tile.images - 1)) * T.width + d;
-    const float* p1 = T.pooled + (tile.image + min(g + 8, tile.images - 1)) * T.width + d;
-    auto weight = [&](int t) { return static_cast<const W*>(T.weight) + (tile.klass + min(8 * t + g, tile.classes - 1)) * T.width + d; };
+  // Instruction s: x[e] as the fragment of 16 rows has it, weights(t, e) of every 8 classes. Low halves are summed apart, which loses less of them.
+  template <class Weights>
+  static __device__ __forceinline__ void step(float (&high)[NT][4], float (&low)[NT][4], const float (&x)[4], Weights weights) {
+    uint32_t upper[4], lower[4];
 #pragma unroll
-    for (int r = 0; r < NT * 4; ++r) out[r] = 0;
-    if (whole) {
-      float p[2][8];
-      pooled_elements(p[0], p0);
-      pooled_elements(p[1], p1);
-      Vector<W, 8> w[NT];
-#pragma unroll
-      for (int t = 0; t < NT; ++t) w[t] = *reinterpret_cast<const Vector<W, 8>*>(weight(t));
-#pragma unroll
-      for (int s = 0; s < 4; ++s) step(out, {p[0][2 * s], p[1][2 * s], p[0][2 * s + 1], p[1][2 * s + 1]}, [&](int t, int e) { return w[t][2 * s + e]; });
-      return;
+    for (int e = 0; e < 4; ++e) {
+      upper[e] = to_tf32(x[e]);
+      float rest = x[e] - __uint_as_float(upper[e]);
+      lower[e] = to_tf32(fabsf(rest) < INFINITY ? rest : 0.0f);  // of infinities, NaN and what rounds to one there is no rest
     }
-#pragma unroll 1
-    for (int s = 0; s < 8; s += 2) {
-      auto pooled = [&](const float* p, int e) { return d + s + e < end ? load_shared_result(p + s + e) : 0.0f; };
-      step(out, {pooled(p0, 0), pooled(p1, 0), pooled(p0, 1), pooled(p1, 1)}, [&](int t, int e) { return d + s + e < end ? weight(t)[s + e] : from_float<W>(0.0f); });
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+      uint32_t b[2] = {__float_as_uint(to_float(weights(t, 0))), __float_as_uint(to_float(weights(t, 1)))};
+      mma_16x8x8_tf32(high[t], upper, b);
+      mma_16x8x8_tf32(low[t], lower, b);
     }
+  }
+
+  __device__ __forceinline__ void run(float (&out)[NT * 4], const HeadTail&, const Tile&, const Block&, float*, int) const {
+    float high[NT][4] = {}, low[NT][4] = {};
+#pragma unroll
+    for (int s = 0; s < 4; ++s)
+      step(high, low, {p[0][2 * s], p[1][2 * s], p[0][2 * s + 1], p[1][2 * s + 1]}, [&](int t, int e) { return w[t][2 * s + e]; });
+#pragma unroll
+    for (int t = 0; t < NT; ++t)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out[4 * t + e] = high[t][e] + low[t][e];
   }
 };
 template <int NT>
@@ -121,97 +172,122 @@ struct BlockProduct<__nv_bfloat16, NT> : TensorProduct<__nv_bfloat16, NT> {};
 template <int NT>
 struct BlockProduct<__half, NT> : TensorProduct<__half, NT> {};
 
-// Multiply-adds. A lane has 4 rows and NT classes.
+// Multiply-adds, from blocks in the warp's own shared memory. A lane has 4 rows and NT classes.
 template <int NT>
 struct BlockProduct<float, NT> {
-  static __device__ __forceinline__ int row(int r) { return int(threadIdx.x) % kWarp / 8 * 4 + r % 4; }
-  static __device__ __forceinline__ int column(int r) { return int(threadIdx.x) % 8 + r / 4 * 8; }
+  static constexpr int kAtOnce = NT == 1 ? 2 : 1;
+  static constexpr int kPitch = TailShared<NT>::kPitch, kRows = kTileImages + NT * 8;
+  static __device__ __forceinline__ int row(int lane, int r) { return lane / 8 * 4 + r % 4; }
+  static __device__ __forceinline__ int column(int lane, int r) { return lane % 8 + r / 4 * 8; }
 
-  static __device__ __forceinline__ void run(float (&out)[NT * 4], const HeadTail& T, const Tile& tile, int64_t d, int64_t end) {
-    int lane = threadIdx.x % kWarp;
-    bool whole = T.vectors && d + kBlockColumns <= end;
-    auto pooled = [&](int h) { return T.pooled + (tile.image + min(lane / 8 * 4 + h, tile.images - 1)) * T.width; };
-    auto weight = [&](int t) { return static_cast<const float*>(T.weight) + (tile.klass + min(8 * t + lane % 8, tile.classes - 1)) * T.width; };
+  Vector<float, 4> x[kRows / 4];  // of rows lane / 8 + 4 j, columns 4 (lane % 8) on: first of pooled, then of weight
+
+  __device__ __forceinline__ void load(const HeadTail& T, const Tile& tile, const Block& block, float*, int lane) {
+    if (!block.whole) return;  // run() brings it, straight to where it is needed
+    int r = lane / 8, d = lane % 8 * 4;
+    const float *pooled = T.pooled + tile.image * T.width + block.d + d, *weight = static_cast<const float*>(T.weight) + tile.klass * T.width + block.d + d;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = load_shared_result(reinterpret_cast<const Vector<float, 4>*>(pooled + min(r + 4 * j, tile.images - 1) * T.width));
+#pragma unroll
+    for (int j = 0; j < 2 * NT; ++j) x[4 + j] = *reinterpret_cast<const Vector<float, 4>*>(weight + min(r + 4 * j, tile.classes - 1) * T.width);
+  }
+
+  __device__ __forceinline__ void run(float (&out)[NT * 4], const HeadTail& T, const Tile& tile, const Block& block, float* shared, int lane) const {
+    if (block.whole) {
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < kRows / 4; ++j) *reinterpret_cast<Vector<float, 4>*>(shared + (lane / 8 + 4 * j) * kPitch + lane % 8 * 4) = x[j];
+      __syncwarp();
+    } else {
+      stage_rows<float, NT>(T, tile, block, shared, lane);
+    }
+
 #pragma unroll
     for (int r = 0; r < NT * 4; ++r) out[r] = 0;
-    if (whole) {
 #pragma unroll 1
-      for (int k = 0; k < kBlockColumns; k += 4) {
-        float p[4][4];
+    for (int k = 0; k < kBlockColumns; k += 4) {
+      Vector<float, 4> p[4];
 #pragma unroll
-        for (int h = 0; h < 4; ++h) pooled_elements(p[h], pooled(h) + d + k);
+      for (int h = 0; h < 4; ++h) p[h] = *reinterpret_cast<const Vector<float, 4>*>(shared + (lane / 8 * 4 + h) * kPitch + k);
 #pragma unroll
-        for (int t = 0; t < NT; ++t) {
-          auto w = *reinterpret_cast<const Vector<float, 4>*>(weight(t) + d + k);
+      for (int t = 0; t < NT; ++t) {
+        auto w = *reinterpret_cast<const Vector<float, 4>*>(shared + (kTileImages + 8 * t + lane % 8) * kPitch + k);
 #pragma unroll
-          for (int h = 0; h < 4; ++h)
+        for (int h = 0; h < 4; ++h)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) out[4 * t + h] = fmaf(p[h][e], w[e], out[4 * t + h]);
-        }
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int64_t k = d; k < d + kBlockColumns && k < end; ++k) {
-#pragma unroll
-      for (int h = 0; h < 4; ++h) {
-        float p = load_shared_result(pooled(h) + k);
-#pragma unroll
-        for (int t = 0; t < NT; ++t) out[4 * t + h] = fmaf(p, weight(t)[k], out[4 * t + h]);
+          for (int e = 0; e < 4; ++e) out[4 * t + h] = fmaf(p[h][e], w[e], out[4 * t + h]);
       }
     }
   }
 };
 
-// Shared memory of a tile of NT * 8 classes: A [n, NT * 8], y's shares [warps, 16, NT * 8], and with branches z's shares [n, warps, 16, 8].
+// A of the tile's classes, and what does not depend on the image: sum_i A[i,k] b[i,k] + c[k]. Of the linear modes; ends with a barrier. Nothing of it waits for pooled values.
 template <int NT>
-struct TailShared {
-  float *a, *y, *z;
-  static constexpr int kOutputs = kTileImages * NT * 8;
-  __device__ __forceinline__ TailShared(float* shared, int n) : a(shared), y(a + n * NT * 8), z(y + kWarps * kOutputs) {}
-  static INTERFLOW_HOST_DEVICE int floats(int n, bool branches) { return n * NT * 8 + kWarps * kOutputs + (branches ? n * kWarps * kOutputs : 0); }
-};
-
-// Every warp's shares of y (where mode is linear) and of z (where `branches`) -> shared memory. Ends without a barrier.
-template <class W, int NT>
-__device__ __forceinline__ void multiply(const HeadTail& T, const Tile& tile, const TailShared<NT>& shared, bool branches) {
-  using Product = BlockProduct<W, NT>;
-  constexpr int kOutputs = TailShared<NT>::kOutputs;
-  int warp = threadIdx.x / kWarp;
-  bool linear = T.mode != Attention::Gated;
-  if (linear) {
-    for (int j = threadIdx.x; j < T.count * NT * 8; j += kHeadThreads) {
-      int i = j / (NT * 8), column = j - i * NT * 8;
-      shared.a[j] = column < tile.classes ? aggregation(T, i, tile.klass + column) : 0.0f;
-    }
-    __syncthreads();
+__device__ __forceinline__ void prepare(const HeadTail& T, const Tile& tile, const TailShared<NT>& shared) {
+  for (int j = threadIdx.x; j < T.count * NT * 8; j += kHeadThreads) {
+    int i = j / (NT * 8), column = j - i * NT * 8;
+    shared.a[j] = column < tile.classes ? aggregation(T, i, tile.klass + column) : 0.0f;
   }
+  __syncthreads();
+  if (threadIdx.x < tile.classes) {
+    int64_t klass = tile.klass + threadIdx.x;
+    float sum = aggregation_offset(T, klass);
+    if (T.bias.data)
+#pragma unroll 1
+      for (int i = 0; i < T.count; ++i) sum = fmaf(shared.a[i * NT * 8 + threadIdx.x], parameter(T.bias, i * T.classes + klass), sum);
+    shared.offset[threadIdx.x] = sum;
+  }
+  __syncthreads();
+}
 
-  float y[NT * 4] = {};
-  int block = 0;  // number of the stage's first among all blocks
+// Every warp's shares of y (where `linear`, after prepare) and of z (where Branches) -> shared memory. Ends without a barrier.
+template <class W, int NT, bool Branches>
+__device__ __forceinline__ void multiply(const HeadTail& T, const Tile& tile, const TailShared<NT>& shared, bool linear) {
+  using Product = BlockProduct<W, NT>;
+  constexpr int kOutputs = TailShared<NT>::kOutputs, kAtOnce = Product::kAtOnce;
+  int thread = from_here(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, blocks = T.first_block[T.count], stage = 0;
+  float *staged = shared.blocks + warp * TailShared<NT>::kBlockFloats, y[NT * 4] = {}, z[NT * 4] = {};
+  // z's share of a stage is complete
+  auto flush = [&] {
+#pragma unroll
+    for (int r = 0; r < NT * 4; ++r) {
+      shared.z[(stage * kWarps + warp) * kOutputs + Product::row(lane, r) * NT * 8 + Product::column(lane, r)] = z[r];
+      z[r] = 0;
+    }
+    ++stage;
+  };
+
 #pragma unroll 1
-  for (int i = 0; i < T.count; ++i) {
-    int64_t end = T.begin[i + 1];
-    int blocks = int(ceil_div(end - T.begin[i], kBlockColumns)), own = (warp - block) & (kWarps - 1);
-    float z[NT * 4] = {};
-#pragma unroll 1
-    for (int64_t d = T.begin[i] + own * kBlockColumns; d < end; d += kWarps * kBlockColumns) {
+  for (int first = warp; first < blocks; first += kAtOnce * kWarps) {
+    // Loads
+    Product product[kAtOnce] = {};  // also what is not loaded: registers that may be undefined are kept through the whole kernel
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      Block block = block_of(T, min(first + u * kWarps, blocks - 1));
+      if (first + u * kWarps < blocks) product[u].load(T, tile, block, staged, lane);
+    }
+
+    // Products
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (first + u * kWarps >= blocks) break;
+      Block block = block_of(T, first + u * kWarps);
       float share[NT * 4];
-      Product::run(share, T, tile, d, end);
+      product[u].run(share, T, tile, block, staged, lane);
+      if constexpr (Branches)
+        while (stage < block.stage) flush();
 #pragma unroll
       for (int r = 0; r < NT * 4; ++r) {
-        if (linear) y[r] = fmaf(shared.a[i * NT * 8 + Product::column(r)], share[r], y[r]);
-        z[r] += share[r];
+        if (linear) y[r] = fmaf(shared.a[block.stage * NT * 8 + Product::column(lane, r)], share[r], y[r]);
+        if constexpr (Branches) z[r] += share[r];
       }
     }
-    block += blocks;
-    if (branches)
-#pragma unroll
-      for (int r = 0; r < NT * 4; ++r) shared.z[(i * kWarps + warp) * kOutputs + Product::row(r) * NT * 8 + Product::column(r)] = z[r];
   }
+  if constexpr (Branches)
+    while (stage < T.count) flush();
   if (linear)
 #pragma unroll
-    for (int r = 0; r < NT * 4; ++r) shared.y[warp * kOutputs + Product::row(r) * NT * 8 + Product::column(r)] = y[r];
+    for (int r = 0; r < NT * 4; ++r) shared.y[warp * kOutputs + Product::row(lane, r) * NT * 8 + Product::column(lane, r)] = y[r];
 }
 
 // The sum over warps of output o, in order.

@@ -9,6 +9,13 @@
 
 namespace interflow {
 
+// The same number, of which nothing is computed before here: numbers that many branches derive from the thread's index
+// would otherwise be computed at a kernel's start and hold registers through all of it.
+__device__ __forceinline__ int from_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // --- shared memory: all that the launch asked for, aligned to 16 bytes -----------------------------------------------------
 extern __shared__ __align__(16) unsigned char interflow_shared_bytes[];
 __device__ __forceinline__ unsigned char* shared_memory() { return interflow_shared_bytes; }
@@ -47,6 +54,39 @@ __device__ __forceinline__ T load_stream(const void* p, uint64_t policy) {
     memcpy(&value, &v, 2);
   }
   return value;
+}
+
+// Bytes as they come from memory, 2 of them in the low half of a word.
+template <int kBytes>
+struct Words {
+  uint32_t at[(kBytes + 3) / 4];
+};
+
+// The same where `inside`, else zeros. The predicate is part of the instruction: a branch or a select around it makes the compiler wait
+// for the first loads before it issues the last.
+template <int kBytes>
+__device__ __forceinline__ Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t policy) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  Words<kBytes> x;
+  if constexpr (kBytes == 16) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %6, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+        " @q ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1]), "=&r"(x.at[2]), "=&r"(x.at[3])
+        : "l"(p), "l"(policy), "r"(int(inside)));
+  } else if constexpr (kBytes == 8) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %4, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1])
+        : "l"(p), "l"(policy), "r"(int(inside)));
+  } else if constexpr (kBytes == 4) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "l"(policy), "r"(int(inside)));
+  } else {
+    asm("{\n .reg .pred q;\n .reg .b16 h;\n setp.ne.b32 q, %3, 0;\n mov.b16 h, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.u16 h, [%1], %2;\n cvt.u32.u16 %0, h;\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "l"(policy), "r"(int(inside)));
+  }
+  return x;
 }
 
 // T of 1, 2, 4, 8 or 16 bytes, aligned to its size; not read again by this launch.
@@ -113,6 +153,17 @@ __device__ __forceinline__ uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t add
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(add) : "memory");
   return before;
 }
+// A ticket: adds 1, relaxed. As an increment that never wraps, which the compiler does not turn into one addition for a whole warp.
+__device__ __forceinline__ uint32_t draw_ticket(uint32_t* p) {
+  uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0xffffffff;" : "=r"(before) : "l"(p) : "memory");
+  return before;
+}
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* p) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -121,7 +172,7 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
 __device__ __forceinline__ void store_relaxed(uint32_t* p, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
-// Inside a loop that waits for load_acquire: lets others run.
+// Inside a loop that waits for a counter: lets others run.
 __device__ __forceinline__ void wait_a_little() { __nanosleep(20); }
 
 // --- matrix instructions -----------------------------------------------------------------------------------------------------

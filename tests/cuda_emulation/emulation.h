@@ -145,6 +145,7 @@ inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return {__hfma(a.x, b.
 namespace interflow {
 
 // --- ptx.cuh ---------------------------------------------------------------------------------------------------------------------
+inline int from_here(int x) { return x; }
 inline unsigned char* shared_memory() { return emulation::shared_memory(); }
 
 inline uint64_t cache_policy(bool stream) { return stream; }
@@ -171,6 +172,18 @@ inline T load_shared_result(const T* p) {
   return value;
 }
 
+template <int kBytes>
+struct Words {
+  uint32_t at[(kBytes + 3) / 4];
+};
+
+template <int kBytes>
+inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
+  Words<kBytes> x{};
+  if (inside) emulation::load(&x, p, kBytes, emulation::Cached::Stream);
+  return x;
+}
+
 // The address must be one that may be read.
 inline void prefetch_l2(const void* p) {
   char byte;
@@ -180,6 +193,8 @@ inline void prefetch_l2(const void* p) {
 inline uint32_t atomic_add_relaxed(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, false, false); }
 inline uint32_t atomic_add_release(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, false, true); }
 inline uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, true, true); }
+inline uint32_t draw_ticket(uint32_t* p) { return emulation::atomic_add(p, 1, false, false); }
+inline uint32_t load_relaxed(const uint32_t* p) { return emulation::atomic_load(p, false); }
 inline uint32_t load_acquire(const uint32_t* p) { return emulation::atomic_load(p, true); }
 inline void store_relaxed(uint32_t* p, uint32_t value) { emulation::atomic_store(p, value, false); }
 inline void wait_a_little() { emulation::wait_a_little(); }

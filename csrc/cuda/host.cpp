@@ -1,6 +1,8 @@
 // Counters that stay zero between launches, and what a failed launch says.
 #include "host.h"
 
+#include "capture.h"
+
 #if !INTERFLOW_EMULATION
 #include <map>
 #include <mutex>
@@ -22,16 +24,28 @@ struct Slot {
   int64_t count = 0;
 };
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
+// What there is to do about an error, as the end of a sentence.
+const char* remedy(cudaError_t error) {
+  switch (error) {
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      return "; the library was built for other GPUs: python -m interflow_kernels.info lists them, TORCH_CUDA_ARCH_LIST chooses them at build time";
+    case cudaErrorInsufficientDriver:
+    case cudaErrorUnsupportedPtxVersion: return "; the driver is older than the CUDA toolkit that built the library: update it";
+    default: return "";
+  }
+}
+
+// The text of an error that is then nobody else's to find.
+std::string told(cudaError_t error) {
   (void)cudaGetLastError();
-  STD_TORCH_CHECK(false, "interflow_kernels: ", what, " failed: ", cudaGetErrorString(error));
+  return std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")" + remedy(error);
 }
 
 // Also while a stream is being captured: allocation and zeroing happen now, on a stream of their own, and are not recorded.
 void grow(Slab& slab, int64_t words) {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "entering relaxed capture mode");
+  RelaxedCapture relaxed;
+  check_cuda(relaxed.error(), "entering relaxed capture mode");
   void* memory = nullptr;
   cudaStream_t stream = nullptr;
   int64_t bytes = std::max(words, kSlabWords) * 4;
@@ -41,23 +55,25 @@ void grow(Slab& slab, int64_t words) {
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (stream) cudaStreamDestroy(stream);
   if (error != cudaSuccess && memory) cudaFree(memory);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  check(error, "allocating a megabyte for counters");
+  check_cuda(error, "allocating a megabyte for counters");
   slab = {static_cast<uint32_t*>(memory), bytes / 4};
 }
 
 }  // namespace
 
-// One slot for each stream, whose launches follow each other; while a graph is being captured a fresh one for each launch, since two graphs may run
-// side by side. Keyed by the stream's number, which is never used twice, unlike its handle.
+// One slot for each stream, whose launches follow each other. Keyed by the stream's number, which is never used twice, unlike its handle.
+//
+// While a graph is being captured a fresh slot for each launch, since two graphs may run side by side. Nothing tells when such a graph is gone, so its slots
+// are kept for the life of the process: 128 bytes or more for each launch that was ever captured. Two executables that were instantiated from one
+// captured graph share its slots and must not run at the same time, as they must not anyway: they share all memory of the captured launches.
 uint32_t* counters(int device, cudaStream_t stream, int64_t count) {
   static std::mutex mutex;
   static std::map<int, Slab> slabs;
   static std::map<std::pair<int, unsigned long long>, Slot> slots;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &capturing), "asking whether the stream is being captured");
+  check_cuda(cudaStreamIsCapturing(stream, &capturing), "asking whether the stream is being captured");
   unsigned long long number = 0;
-  check(cudaStreamGetId(stream, &number), "asking for the stream's number");
+  check_cuda(cudaStreamGetId(stream, &number), "asking for the stream's number");
   int64_t words = (count + kAlign - 1) / kAlign * kAlign;
 
   std::lock_guard<std::mutex> lock(mutex);
@@ -75,19 +91,17 @@ uint32_t* counters(int device, cudaStream_t stream, int64_t count) {
 
 int64_t l2_bytes() {
   int device = 0, bytes = 0;
-  check(cudaGetDevice(&device), "asking for the current device");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device), "asking for the size of the L2 cache");
+  check_cuda(cudaGetDevice(&device), "asking for the current device");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device), "asking for the size of the L2 cache");
   return bytes;
 }
 
+void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) STD_TORCH_CHECK(false, "interflow_kernels: ", what, " failed: ", told(error));
+}
+
 void check_launch(cudaError_t error, const char* op, const char* kernel) {
-  if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // not to be found again by somebody else's check
-  const char* remedy = "";
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    remedy = "; the library was built for other GPUs: python -m interflow_kernels.info lists them, TORCH_CUDA_ARCH_LIST chooses them at build time";
-  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) remedy = "; the driver is older than the CUDA toolkit that built the library: update it";
-  STD_TORCH_CHECK(false, op, ": launching ", kernel, " failed: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")", remedy);
+  if (error != cudaSuccess) STD_TORCH_CHECK(false, op, ": launching ", kernel, " failed: ", told(error));
 }
 
 }  // namespace interflow

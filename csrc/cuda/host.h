@@ -18,11 +18,14 @@
 
 namespace interflow {
 
+// Raises where a call of CUDA's runtime failed: with what was being done, cause and, where there is one, remedy.
+void check_cuda(cudaError_t error, const char* what);
+
 // Makes a tensor's device current, for torch and for this library's own CUDA runtime, and knows torch's current stream there.
 class __attribute__((visibility("hidden"))) OnDevice {
  public:
   explicit OnDevice(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {
-    cudaSetDevice(device_);
+    check_cuda(cudaSetDevice(device_), "choosing the device of a tensor");
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -67,8 +67,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
   P.dbias = data(need_bias && bias, dbias);
   P.dattention_weight = data(attention_terms, dattention_weight);
   P.dattention_bias = data(dy && need_attention && attention_bias, dattention_bias);
-  STD_TORCH_CHECK(score_tiles(T) + ceil_div(batch, kProductImages) * all_column_tiles(T, kProductColumns) + ceil_div(T.classes, kWeightClasses) * all_column_tiles(T, kWeightColumns) < INT32_MAX,
+  STD_TORCH_CHECK(std::max({batch, T.width, T.classes}) < INT32_MAX / 2 && score_tiles(T) + ceil_div(batch, kProductImages) * (T.width / kProductColumns + n) + ceil_div(T.classes, kWeightClasses) * (T.width / kWeightColumns + n) < INT32_MAX,
                   kBackward, ": pooled must be smaller: 2^31 tiles of work are beyond the kernel, got ", shape_text(pooled));
+  column_tiles(P.pooled_tiles, T, kProductColumns);
+  column_tiles(P.weight_tiles, T, kWeightColumns);
 
   // Launch
   if (dy && (gated || (attention_terms && dbranches))) {
@@ -80,10 +82,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
     }
     check_launch(launch_head_scores(P, on.stream()), kBackward, "interflow_head_scores_kernel");
   }
-  if (attention_terms && !gated && !dbranches) P.product_terms = floats(all_column_tiles(T, kWeightColumns) * T.classes);
+  if (attention_terms && !gated && !dbranches) P.product_terms = floats(P.weight_tiles[n] * T.classes);
   if (P.dpooled || P.dweight || P.product_terms) check_launch(launch_head_products(P, on.stream()), kBackward, "interflow_head_products_kernel");
   if (P.dbias || P.dattention_weight || P.dattention_bias) {
-    P.epilogue_terms = floats(epilogue_blocks(T) * (n * n + n + 1));
+    P.epilogue_terms = floats(epilogue_terms(T) * epilogue_shares(T));
     P.counters = counters(on.device(), on.stream(), 1);
     check_launch(launch_head_epilogue(P, on.stream()), kBackward, "interflow_head_epilogue_kernel");
   }

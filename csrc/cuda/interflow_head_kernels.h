@@ -63,7 +63,9 @@ struct HeadBackward {
   float* gate_terms;        // gated: [score tiles, n * n + n], sums of ds_i z_j and of ds_i over a tile
   float* score_terms;       // linear with dbranches: [groups of 16, n, K], sums of dy z over a group
   float* product_terms;     // linear without dbranches: [column tiles, K], sums of W G over a tile's columns
-  float* epilogue_terms;    // [epilogue blocks, n * n + n + 1]
+  float* epilogue_terms;    // [epilogue_terms(), epilogue_shares()], where those parameters have no class of their own
+  int pooled_tiles[kMaxStages + 1];  // first column tile of each stage, and the end: of dpooled
+  int weight_tiles[kMaxStages + 1];  // and of dweight
   uint32_t* counters;       // one, zero
   float* dpooled;           // [B, D] or null
   bool stages[kMaxStages];  // whose columns of dpooled are wanted, the others are zero
@@ -73,18 +75,25 @@ struct HeadBackward {
   void* dattention_bias;    // or null
 };
 
-constexpr int kProductImages = 16, kProductColumns = 64;    // a tile of dpooled
+constexpr int kProductImages = 16, kProductColumns = 32;    // a tile of dpooled
 constexpr int kWeightClasses = 64, kWeightColumns = 128;    // a tile of dweight
-constexpr int kEpilogueClasses = 64;
+constexpr int kEpilogueClasses = 32;
+constexpr int kMostShares = 128;                            // blocks that share the gates' terms
 
 INTERFLOW_HOST_DEVICE inline int64_t score_tiles(const HeadTail& t) { return ceil_div(t.batch, kTileImages) * ceil_div(t.classes, kNarrowClasses); }
-INTERFLOW_HOST_DEVICE inline int64_t column_tiles(const HeadTail& t, int stage, int columns) { return ceil_div(t.begin[stage + 1] - t.begin[stage], columns); }
-INTERFLOW_HOST_DEVICE inline int64_t all_column_tiles(const HeadTail& t, int columns) {
-  int64_t sum = 0;
-  for (int i = 0; i < t.count; ++i) sum += column_tiles(t, i, columns);
-  return sum;
+// First tile of `columns` of each stage, and the end; a stage's last tile may be narrower. The end does not fit where 2^31 columns do not.
+inline void column_tiles(int (&first)[kMaxStages + 1], const HeadTail& t, int columns) {
+  first[0] = 0;
+  for (int i = 0; i < t.count; ++i) first[i + 1] = first[i] + int(ceil_div(t.begin[i + 1] - t.begin[i], columns));
 }
-inline int64_t epilogue_blocks(const HeadTail& t) { return ceil_div(t.classes, kEpilogueClasses); }
+// The epilogue has a block for every stage and 32 classes; terms of parameters that have no class of their own are summed over `shares` of them.
+inline int64_t epilogue_blocks(const HeadTail& t) { return ceil_div(t.classes, kEpilogueClasses) * t.count; }
+INTERFLOW_HOST_DEVICE inline int epilogue_terms(const HeadTail& t) { return t.mode == Attention::Gated ? t.count * t.count + t.count : t.count + 1; }
+INTERFLOW_HOST_DEVICE inline int64_t epilogue_shares(const HeadTail& t) {
+  int64_t blocks = ceil_div(t.classes, kEpilogueClasses);
+  if (t.mode != Attention::Gated) return blocks;
+  return blocks * t.count < kMostShares ? blocks * t.count : kMostShares;
+}
 
 cudaError_t launch_head_forward(const HeadForward& params, cudaStream_t stream);
 cudaError_t launch_head_scores(const HeadBackward& params, cudaStream_t stream);

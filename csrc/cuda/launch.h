@@ -12,6 +12,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "capture.h"
+
 namespace interflow {
 
 struct LaunchShape {
@@ -36,6 +38,7 @@ inline int64_t limited(int64_t blocks) {
 }
 
 // How many blocks the current device runs at once; asked once for each kernel, device and size, since it costs microseconds.
+// Asking also loads the kernel, which CUDA otherwise does at its first launch and refuses during a global capture: to be called before every launch.
 // Raises the kernel's limit of dynamic shared memory where it takes more than 48 KB. 0 and an error where it cannot run there.
 template <class Params>
 int64_t resident_blocks(void (*kernel)(Params), int threads, int shared_bytes, cudaError_t* error) {
@@ -48,6 +51,8 @@ int64_t resident_blocks(void (*kernel)(Params), int threads, int shared_bytes, c
   std::lock_guard<std::mutex> lock(mutex);
   int64_t& blocks = known[{function, device, threads, shared_bytes}];
   if (blocks) return limited(blocks);
+  RelaxedCapture relaxed;
+  if ((*error = relaxed.error()) != cudaSuccess) return 0;
   int& limit = limits[{function, device}];
   if (shared_bytes > (48 << 10) && shared_bytes > limit) {
     if ((*error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) != cudaSuccess) return 0;

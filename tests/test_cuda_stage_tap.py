@@ -25,6 +25,7 @@ NAMES = ("m", "p", "mask", "du", "dshift")
 class EmulatedTap:
     """The operators on CPU tensors. run(blocks, seed): how many blocks run at once, and in which order."""
 
+    name = "cpu"
     grids = ((1, 0), (2, 1), (7, 2), (7, 3), (16, 4))
 
     def __init__(self):
@@ -39,6 +40,7 @@ class EmulatedTap:
 
 
 class GpuTap:
+    name = "cuda"
     grids = ((0, 0),) * 5  # the launcher chooses; the order is the hardware's
 
     def __init__(self):
@@ -168,6 +170,20 @@ def test_constant_maps_do_not_drift(device, dtype, max_pool):
         assert_close("p", p, u.double().mean((2, 3)))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_images_far_apart(device, layout):
+    """Offsets beyond 2^31 elements; nobody touches the memory between."""
+    values, shift = tap_inputs(TapCase((2, 16, 6, 8), torch.bfloat16, layout))
+    dm, dp = upstreams(values, True)
+    expected = tapped(device, values, shift, True, dm, dp)
+    memory = torch.empty(2**31 + 4096, dtype=torch.bfloat16, device=device.name)
+    far = lambda t: memory.as_strided(t.shape, (2**31, *t.stride()[1:])).copy_(t)  # noqa: E731
+    with device.run(7, 0):
+        m, p, mask = device.tap(far(values), device.there(shift), True, True)
+        du, dshift = device.tap_backward(far(dm), device.there(dp), mask, device.there(values), True, is_nhwc(values), True)
+    assert_all_same("of images far apart", [t.cpu() for t in (m, p, mask, du, dshift)], expected)
+
+
 # --- bits ---------------------------------------------------------------------------------------------------------------------
 CASES = [
     TapCase((3, 40, 14, 16), torch.bfloat16, "channels_last"),
@@ -285,6 +301,11 @@ def test_errors(device):
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------------
 SUMS = "csrc/cuda/stage_tap_sums.cuh"
+ONLY_BF16 = Edit(  # a third of the kernels to compile
+    "csrc/cuda/stage_tap_fwd.cu",
+    "    case DType::F16: return launch_for<__half>(P, stream);\n    default: return launch_for<float>(P, stream);\n",
+    "    default: return cudaErrorNotSupported;\n",
+)
 FORWARD_SOURCES = [cuda_emulation.ROOT / "csrc" / name for name in ("library.cpp", "cuda/host.cpp", "cuda/stage_tap.cpp", "cuda/stage_tap_fwd.cu")]
 
 
@@ -299,7 +320,7 @@ FORWARD_SOURCES = [cuda_emulation.ROOT / "csrc" / name for name in ("library.cpp
 def test_a_mistake_is_caught(edit):
     if reason := cuda_emulation.why_not():
         pytest.skip(reason)
-    mutant = cuda_emulation.load(FORWARD_SOURCES, [edit])
+    mutant = cuda_emulation.load(FORWARD_SOURCES, [edit, ONLY_BF16])
     u, shift = tap_inputs(CASES[1])  # its parts meet
     with emulated(mutant, 7, 0), pytest.raises(RuntimeError, match="of output or workspace .* no release and acquire order the two"):
         mutant.ops.stage_tap(u, shift, True, True)

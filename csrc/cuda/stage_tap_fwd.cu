@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
 
   // This thread's place in a unit
   int columns = plan.slab / V, column = int(threadIdx.x) % columns, row = int(threadIdx.x) / columns;  // row: of the sums
-  int slot = row / plan.lanes, lane = row - slot * plan.lanes;
+  int slot = row / plan.lanes;
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     TapUnit at(unit, plan);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
           load_few(x, p, count, P.access);
       };
       const T* u = static_cast<const T*>(P.u) + image * P.stride_b + channel;
-      int first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size);
+      int first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size), lane = row - slot * plan.lanes;
       uint32_t shift[W];
       load_shift<T, V>(shift, P, channel, count);
 
@@ -132,9 +132,9 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
           if (right && below) {
             T* to = m + (h * out_w + w) * s.channels;
             if constexpr (kWide)
-              store_whole(to, out, policy);
+              store_whole(to, out);
             else
-              store_few(to, out, count, P.m_access, policy);
+              store_few(to, out, count, P.m_access);
           }
           if (masked) {
             if (!(right && below))
@@ -290,9 +290,9 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
             if (below) {
               T* to = m + h * out_w + column / 2;
               if constexpr (kWide)
-                store_whole(to, out, policy);
+                store_whole(to, out);
               else
-                store_few(to, out, count / 2, P.m_access, policy);
+                store_few(to, out, count / 2, P.m_access);
             }
             if (masked) {
               auto bytes = mask_bytes<T>(choice);

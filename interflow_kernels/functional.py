@@ -21,7 +21,8 @@ def run_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
-    if _backend.select(weight.device.type) == "eager":
+    device = weight.device
+    if _backend.select(device.type, device.index, weight.dtype) == "eager":
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
     return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches)
 
@@ -90,6 +91,7 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     """
     _validate.tap(u, shift)
     max_pool = bool(max_pool)
-    if _backend.select(u.device.type) == "eager":
+    device = u.device
+    if _backend.select(device.type, device.index, u.dtype) == "eager":
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool)

@@ -417,7 +417,7 @@ __device__ __forceinline__ void epilogue_block(const HeadBackward& P, float* scr
   }
 }
 
-__global__ void __launch_bounds__(kHeadThreads) interflow_head_epilogue_kernel(const __grid_constant__ HeadBackward P) {
+__global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_epilogue_kernel(const __grid_constant__ HeadBackward P) {
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared_memory());
   epilogue_block(P, reinterpret_cast<float*>(shared_memory()) + 4, flag);
 }

@@ -107,14 +107,21 @@ __device__ __forceinline__ void store_mean(const HeadForward& P, const HeadMap& 
 // Adds up all parts of a meeting, N columns a thread: up to 8 readers share the parts, then one thread a column adds up the readers.
 template <int N>
 __device__ __forceinline__ void add_parts(const float* parts, int count, int width, float* shared) {
+  constexpr int kAtOnce = 4;
   int columns = width / N, readers = min(8, kHeadThreads / columns), reader = threadIdx.x / columns, column = (threadIdx.x - reader * columns) * N;
   if (reader < readers) {
     Vector<float, N> sum{};
-#pragma unroll 8
-    for (int part = reader; part < count; part += readers) {
-      auto x = load_shared_result(reinterpret_cast<const Vector<float, N>*>(parts + int64_t(part) * width + column));
+    for (int part = reader; part < count; part += kAtOnce * readers) {
+      Vector<float, N> x[kAtOnce];
 #pragma unroll
-      for (int n = 0; n < N; ++n) sum[n] += x[n];
+      for (int u = 0; u < kAtOnce; ++u) {
+        x[u] = {};
+        if (part + u * readers < count) x[u] = load_shared_result(reinterpret_cast<const Vector<float, N>*>(parts + int64_t(part + u * readers) * width + column));
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u)
+#pragma unroll
+        for (int n = 0; n < N; ++n) sum[n] += x[u][n];
     }
 #pragma unroll
     for (int n = 0; n < N; ++n) shared[reader * width + column + n] = sum[n];
@@ -127,16 +134,10 @@ __device__ __forceinline__ void add_parts(const float* parts, int count, int wid
   }
 }
 
-// A whole unit. Every thread of the block calls it; `flag` is a word of shared memory.
+// The sums of a unit, [items, across, width] in shared, `across` warps for each item.
 template <class T, int V>
-__device__ __forceinline__ void pool_unit(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag) {
-  const StageSchedule& plan = P.schedule.stages[unit.stage];
-  const HeadMap& map = P.maps[unit.stage];
-  Window window = window_of(map, unit.bin);
+__device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared) {
   Place at(plan);
-  uint64_t policy = cache_policy(P.stream);
-
-  // Own steps
   float sums[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) sums[v] = 0;
@@ -145,26 +146,42 @@ __device__ __forceinline__ void pool_unit(const HeadForward& P, uint32_t group, 
     const T* item = static_cast<const T*>(map.data) + from.image * map.stride_b + from.channel * map.stride_c + window.origin;
     int pixels = window.rows * window.columns, steps = plan.pixels ? pixels : pixels / V;
     int first = (int(unit.part) * plan.steps_each << plan.log_steppers) + at.stepper;
+    uint64_t policy = cache_policy(P.stream);
     if (plan.vectors && plan.flat)
       add_flat_steps<T, V>(sums, item, plan.pixels || V == 1 ? window.step_stride : V, plan, first, steps, policy);
     else
       add_any_steps<T, V>(sums, item, window, plan, first, steps, policy);
   }
-
-  // All steppers
-  int width = plan.width(), across;
-  if (plan.pixels) {
-    add_steppers(sums, plan, at, shared);
-    across = plan.steppers() / min(plan.steppers(), kWarp >> plan.log_lanes);
-  } else {
-    float all[1] = {0};
+  if (plan.pixels) return add_steppers(sums, plan, at, shared);
+  float all[1] = {0};
 #pragma unroll
-    for (int v = 0; v < V; ++v) all[0] += sums[v];
-    add_steppers(all, plan, at, shared);
-    across = plan.steppers() / min(plan.steppers(), kWarp);
+  for (int v = 0; v < V; ++v) all[0] += sums[v];
+  add_steppers(all, plan, at, shared);
+}
+
+// The instance for a stage's dtype and vector.
+template <class T>
+__device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared) {
+  if constexpr (sizeof(T) == 2)
+    if (plan.vector == 8) return sum_unit<T, 8>(P, plan, map, window, group, unit, shared);
+  if (plan.vector == 4) return sum_unit<T, 4>(P, plan, map, window, group, unit, shared);
+  if (plan.vector == 2) return sum_unit<T, 2>(P, plan, map, window, group, unit, shared);
+  sum_unit<T, 1>(P, plan, map, window, group, unit, shared);
+}
+
+// A whole unit. Every thread of the block calls it; `flag` is a word of shared memory.
+__device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag) {
+  const StageSchedule& plan = P.schedule.stages[unit.stage];
+  const HeadMap& map = P.maps[unit.stage];
+  Window window = window_of(map, unit.bin);
+  switch (map.dtype) {
+    case DType::BF16: sum_unit_of<__nv_bfloat16>(P, plan, map, window, group, unit, shared); break;
+    case DType::F16: sum_unit_of<__half>(P, plan, map, window, group, unit, shared); break;
+    default: sum_unit_of<float>(P, plan, map, window, group, unit, shared); break;
   }
 
   // Out: means, or this part of them
+  int width = plan.width(), across = max(1, plan.steppers() * plan.lanes() / kWarp);
   float* parts = P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.meeting) * plan.parts * width;
   for (int o = threadIdx.x; o < plan.items() * width; o += kHeadThreads) {
     int item = o / width, n = o - item * width;
@@ -192,27 +209,6 @@ __device__ __forceinline__ void pool_unit(const HeadForward& P, uint32_t group, 
     __syncthreads();
   }
   if (threadIdx.x == 0) atomic_add_release(P.counters + P.schedule.done_counter(group), 1);
-}
-
-// The instance for a stage's dtype and vector.
-__device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag) {
-  int vector = P.schedule.stages[unit.stage].vector;
-  DType dtype = P.maps[unit.stage].dtype;
-  if (dtype == DType::BF16) {
-    if (vector == 8) return pool_unit<__nv_bfloat16, 8>(P, group, unit, shared, flag);
-    if (vector == 4) return pool_unit<__nv_bfloat16, 4>(P, group, unit, shared, flag);
-    if (vector == 2) return pool_unit<__nv_bfloat16, 2>(P, group, unit, shared, flag);
-    return pool_unit<__nv_bfloat16, 1>(P, group, unit, shared, flag);
-  }
-  if (dtype == DType::F16) {
-    if (vector == 8) return pool_unit<__half, 8>(P, group, unit, shared, flag);
-    if (vector == 4) return pool_unit<__half, 4>(P, group, unit, shared, flag);
-    if (vector == 2) return pool_unit<__half, 2>(P, group, unit, shared, flag);
-    return pool_unit<__half, 1>(P, group, unit, shared, flag);
-  }
-  if (vector == 4) return pool_unit<float, 4>(P, group, unit, shared, flag);
-  if (vector == 2) return pool_unit<float, 2>(P, group, unit, shared, flag);
-  return pool_unit<float, 1>(P, group, unit, shared, flag);
 }
 
 }  // namespace interflow

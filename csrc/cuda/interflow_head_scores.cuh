@@ -33,9 +33,9 @@ __device__ __forceinline__ void score_tile(const HeadBackward& P, unsigned numbe
   int n = T.count;
   unsigned tiles = unsigned(ceil_div(T.classes, kNarrowClasses)), group = number / tiles;
   int64_t first = int64_t(group) * kTileImages, klass0 = int64_t(number - group * tiles) * kNarrowClasses;
-  ScoreShared shared(scratch, n);
+  ScoreShared shared(scratch, n, true);
   Tile tile{first, klass0, int(min(int64_t(kTileImages), T.batch - first)), int(min(int64_t(kNarrowClasses), T.classes - klass0))};
-  multiply<W>(T, tile, shared, true);
+  multiply<W, kNarrowTiles, true>(T, tile, shared, false);
   __syncthreads();
 
   // Z, and from it ds or dy z

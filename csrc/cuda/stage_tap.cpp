@@ -27,7 +27,8 @@ int64_t ceil_of(int64_t n, int64_t by) { return (n + by - 1) / by; }
 TapPlan plan_tap_units(const TapShape& s, DType dtype, bool max_pool, const char* op) {
   STD_TORCH_CHECK(dtype != DType::F64, op, ": fp64 has no CUDA kernel; use backend('eager'), or fp32, bf16 or fp16");
   constexpr int64_t kMost = int64_t(1) << 30;
-  STD_TORCH_CHECK(s.height <= kMost && s.width <= kMost && s.pixels() <= kMost, op, ": a map may have up to 2^30 pixels on a GPU, got H = ", s.height, " and W = ", s.width);
+  STD_TORCH_CHECK(s.height <= kMost && s.width <= kMost && s.pixels() <= kMost, op, ": a map may have up to 2^30 pixels on a GPU, got H = ", s.height,
+                  " and W = ", s.width);
   TapPlan plan{s, dtype, max_pool};
   if (s.batch == 0 || s.channels == 0) return plan;
   plan.pixels = float(s.pixels()), plan.mean = float(1.0 / double(s.pixels()));
@@ -40,7 +41,7 @@ TapPlan plan_tap_units(const TapShape& s, DType dtype, bool max_pool, const char
     images = std::max<int64_t>(1, kTapThreads / (columns * lanes));
     slab = columns * vector;
     int64_t step = lanes * (max_pool ? 1 : 4);
-    part_size = step * std::clamp(positions / (step * kManyParts), kSteps, 2 * kSteps);
+    part_size = step * std::clamp(positions / (step * kManyParts), max_pool ? kSteps : kSteps / 2, 2 * kSteps);  // the mean alone is taken of small maps
     plan.row = divider(max_pool ? s.windows_w() : s.width);
   } else {
     // As many threads for a plane as leave few of them idle

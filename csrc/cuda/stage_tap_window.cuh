@@ -53,7 +53,9 @@ struct TapWindow {
 template <class T>
 __device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b) { return kPer<T> == 2 ? permute_bytes<0x7531>(a, b) : permute_bytes<0x7373>(a, b); }
 template <class T>
-__device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return permute_bytes<0x5410>(top_bytes<T>(a, b), top_bytes<T>(c, d)); }
+__device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return permute_bytes<0x5410>(top_bytes<T>(a, b), top_bytes<T>(c, d));
+}
 
 // The mask's bytes of N words of windows.
 template <class T, int N>

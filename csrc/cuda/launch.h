@@ -41,13 +41,18 @@ template <class Params>
 int64_t resident_blocks(void (*kernel)(Params), int threads, int shared_bytes, cudaError_t* error) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int, int>, int64_t> known;
+  static std::map<std::pair<const void*, int>, int> limits;  // of dynamic shared memory; only ever raised, since a later launch may need the larger one
   const void* function = reinterpret_cast<const void*>(kernel);
   int device = 0, processors = 0, per_processor = 0;
   if ((*error = cudaGetDevice(&device)) != cudaSuccess) return 0;
   std::lock_guard<std::mutex> lock(mutex);
   int64_t& blocks = known[{function, device, threads, shared_bytes}];
   if (blocks) return limited(blocks);
-  if (shared_bytes > (48 << 10) && (*error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) != cudaSuccess) return 0;
+  int& limit = limits[{function, device}];
+  if (shared_bytes > (48 << 10) && shared_bytes > limit) {
+    if ((*error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) != cudaSuccess) return 0;
+    limit = shared_bytes;
+  }
   if ((*error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return 0;
   if ((*error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, function, threads, size_t(shared_bytes))) != cudaSuccess) return 0;
   if (per_processor == 0) *error = cudaErrorLaunchOutOfResources;

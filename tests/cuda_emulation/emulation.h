@@ -66,7 +66,9 @@ inline int __all_sync(unsigned mask, int yes) { return ::interflow::emulation::v
 
 inline unsigned atomicAdd(unsigned* p, unsigned add) { return ::interflow::emulation::atomic_add(p, add, false, false); }
 inline unsigned atomicExch(unsigned* p, unsigned value) { return ::interflow::emulation::atomic_exchange(p, value, false, false); }
-inline unsigned atomicCAS(unsigned* p, unsigned expected, unsigned value) { return ::interflow::emulation::atomic_compare_exchange(p, expected, value, false, false); }
+inline unsigned atomicCAS(unsigned* p, unsigned expected, unsigned value) {
+  return ::interflow::emulation::atomic_compare_exchange(p, expected, value, false, false);
+}
 
 template <class T>
 inline T __ldg(const T* p) {

@@ -91,7 +91,8 @@ std::string place_in(const Range& r, const char* p) { return "byte " + std::to_s
 
 std::string who(uint64_t stamp) { return "block " + std::to_string(Stamp::block(stamp)) + " thread " + std::to_string(Stamp::thread(stamp)); }
 
-[[noreturn]] void race(const Thread& t, const Range& r, const char* p, const char* mine, const char* theirs, uint64_t other, const void* at, uint32_t other_at) {
+[[noreturn]] void race(const Thread& t, const Range& r, const char* p, const char* mine, const char* theirs, uint64_t other, const void* at,
+                       uint32_t other_at) {
   bool same = Stamp::block(other) == t.block->index;
   fault(std::string(mine) + " " + place_in(r, p) + " at {}, which " + who(other) + " " + theirs + (other_at ? " at {}" : "") + ": " +
             (same ? "no barrier orders the two" : "no release and acquire order the two"),
@@ -104,7 +105,8 @@ std::string who(uint64_t stamp) { return "block " + std::to_string(Stamp::block(
     int64_t beyond = p >= r.end ? p - r.end : r.start - p;
     if (beyond < 0 || beyond >= nearest || r.end == r.start) return;
     nearest = beyond;
-    text = std::string(verb) + " " + std::to_string(bytes) + " bytes at {}, " + std::to_string(beyond) + " bytes " + (p >= r.end ? "beyond the end of " : "before the start of ") + r.name;
+    text = std::string(verb) + " " + std::to_string(bytes) + " bytes at {}, " + std::to_string(beyond) + " bytes " +
+           (p >= r.end ? "beyond the end of " : "before the start of ") + r.name;
   };
   for (auto& r : ranges) consider(*r);
   consider(current->block->shared);
@@ -118,7 +120,8 @@ inline void read_cell(Thread& t, Range& r, Cell& cell, const char* p, Access acc
   bool earlier = Stamp::time(write) < launch_began;
   if (write == 0 || (earlier && r.kind == Range::Shared)) fault("reads " + place_in(r, p) + ", never written, at {}", at);
   if (!earlier) {
-    if (access == Access::Stream) fault("reads " + place_in(r, p) + " with load_stream, which is for what no block of the launch writes, at {}; written at {}", at, place(cell.write_at));
+    if (access == Access::Stream)
+      fault("reads " + place_in(r, p) + " with load_stream, which is for what no block of the launch writes, at {}; written at {}", at, place(cell.write_at));
     if (write & 1) {
       const Word& w = words[uintptr_t(p) & ~uintptr_t(3)];
       if (w.plain_write && !ordered(t, w.plain_write)) race(t, r, p, "reads", "writes", w.plain_write, at, 0);
@@ -184,7 +187,10 @@ void touch(const void* address, int64_t bytes, Access access, const void* at) {
     outside(p, bytes, write ? "writes" : "reads", at);
   }
   idle_rounds = 0;
-  if (p + bytes > r->end) fault(std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes at byte " + std::to_string(p - r->start) + " of " + r->name + ", " + std::to_string(p + bytes - r->end) + " beyond its end, at {}", at);
+  if (p + bytes > r->end)
+    fault(std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes at " + place_in(*r, p) + ", " + std::to_string(p + bytes - r->end) +
+              " beyond its end, at {}",
+          at);
 #if !INTERFLOW_EMULATION_ASAN
   if (r->kind == Range::Input) {
     if (write) fault("writes " + place_in(*r, p) + ", an input, at {}", at);
@@ -206,7 +212,9 @@ void touch(const void* address, int64_t bytes, Access access, const void* at) {
 void check_aligned(const void* p, int64_t to, const char* what, const void* at) {
   if (uintptr_t(p) % uintptr_t(to) == 0) return;
   Range* r = current->block->shared.holds(p) ? &current->block->shared : find_range(static_cast<const char*>(p));
-  fault(std::string(what) + " of " + std::to_string(to) + " bytes at " + (r ? place_in(*r, static_cast<const char*>(p)) : "an address outside") + ", which is not aligned to " + std::to_string(to) + ", at {}", at);
+  fault(std::string(what) + " of " + std::to_string(to) + " bytes at " + (r ? place_in(*r, static_cast<const char*>(p)) : "an address outside") +
+            ", which is not aligned to " + std::to_string(to) + ", at {}",
+        at);
 }
 
 void touch_atomic(const uint32_t* word, bool reads, bool writes, Order order, const void* at) {

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kAccessesAtOnce = 700;  // a thread that only computes is interrupted after half of these, on average
 constexpr int kSecondsOfLaunch = 120;
+constexpr int kMostShared = 227 << 10;  // of sm_90
 
 struct Machine {
   Fiber outside;
@@ -268,13 +269,16 @@ const Warp::Values& meet(WarpOp op, uint32_t mask, const void* mine, int bytes, 
   Warp& warp = block.warps[t.index / kWarpLanes];
   int lane = int(t.index % kWarpLanes);
   idle_rounds = 0;
-  static const char* const names[] = {"", "__syncwarp", "a shuffle", "a vote", "a matrix instruction"};
-  if ((mask & warp.lanes) != warp.lanes) fault("calls " + std::string(names[int(op)]) + " with a mask that leaves out lanes, at {}", at);
-  if (warp.gone) fault("waits in " + std::string(names[int(op)]) + " for lane " + std::to_string(std::countr_zero(warp.gone)) + " of its warp, which returned, at {}", at);
+  auto name = [](WarpOp which) {
+    static const char* const names[] = {"", "__syncwarp", "a shuffle", "a vote", "a matrix instruction"};
+    return std::string(names[int(which)]);
+  };
+  if ((mask & warp.lanes) != warp.lanes) fault("calls " + name(op) + " with a mask that leaves out lanes, at {}", at);
+  if (warp.gone) fault("waits in " + name(op) + " for lane " + std::to_string(std::countr_zero(warp.gone)) + " of its warp, which returned, at {}", at);
   if (warp.arrived == 0)
     warp.op = op, warp.first = lane;
   else if (warp.op != op)
-    fault("comes to " + std::string(names[int(op)]) + ", while lane " + std::to_string(warp.first) + " of its warp waits in " + names[int(warp.op)] + ", at {}", at);
+    fault("comes to " + name(op) + ", while lane " + std::to_string(warp.first) + " of its warp waits in " + name(warp.op) + ", at {}", at);
   Warp::Values& values = warp.values[warp.meeting & 1];
   if (bytes) std::memcpy(values.at[lane], mine, size_t(bytes));
   warp.arrived |= 1u << lane;
@@ -326,8 +330,9 @@ Knowledge published(Thread& t) {
 std::string source_line(const void* pc) {
   Dl_info info;
   if (!pc || !dladdr(pc, &info) || !info.dli_fname) return "?";
+  size_t offset = size_t(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)) - 1;
   char command[1200];
-  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname, size_t(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)) - 1);
+  std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", info.dli_fname, offset);
   FILE* pipe = popen(command, "r");
   if (!pipe) return "?";
   std::string found;
@@ -352,6 +357,10 @@ bool run(const Launch& launch) {
   accesses_left = int(draw(kAccessesAtOnce));
   machine.runnable.clear();
   machine.to_come.clear();
+  if (launch.shared_bytes > kMostShared) {
+    set_fault("a block asks for " + std::to_string(launch.shared_bytes) + " bytes of shared memory, the most is " + std::to_string(kMostShared));
+    return false;
+  }
   if (launch.blocks > (1 << Stamp::kBlockBits) || launch.threads > (1 << Stamp::kThreadBits) || launch.blocks < 1 || launch.threads < 1) {
     set_fault("a launch of " + std::to_string(launch.blocks) + " blocks of " + std::to_string(launch.threads) + " threads");
     return false;

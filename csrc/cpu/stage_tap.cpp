@@ -105,15 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& sh
 }
 
 std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTensor& shift, bool max_pool, bool need_mask) {
-  STD_TORCH_CHECK(u.dim() == 4 && u.size(2) > 0 && u.size(3) > 0, kTap, ": u must be [B, C, H, W] with H and W of at least 1, got ", shape_text(u));
+  TapShape shape = check_tap(u, shift, kTapPlace);
   DType dtype = dtype_of(u, kTap, "u");
-  if (shift) {
-    check_shape(*shift, {u.size(1)}, kTap, "shift");
-    STD_TORCH_CHECK(shift->scalar_type() == u.scalar_type() || shift->scalar_type() == ScalarType::Float, kTap, ": shift must have the dtype of u, ",
-                    torch::headeronly::toString(u.scalar_type()), ", or be fp32, got ", torch::headeronly::toString(shift->scalar_type()));
-    STD_TORCH_CHECK(shift->is_cpu(), kTap, ": shift must be on the CPU, as u is");
-  }
-  TapShape shape{u.size(0), u.size(1), u.size(2), u.size(3), u.stride(1) == 1 && u.size(1) > 1};
   TapPlan plan = plan_tap(shape, dtype, max_pool);
   return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask);
 }

@@ -53,21 +53,8 @@ std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& d
 
 std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, bool max_pool,
                                               bool channels_last, bool need_shift) {
-  STD_TORCH_CHECK(like.dim() == 4 && like.size(2) > 0 && like.size(3) > 0, kTapBackward, ": like must be of u's shape [B, C, H, W], got ", shape_text(like));
+  TapShape shape = check_tap_backward(dm, dp, mask, like, max_pool, channels_last, kTapPlace);
   DType dtype = dtype_of(like, kTapBackward, "like");
-  TapShape shape{like.size(0), like.size(1), like.size(2), like.size(3), channels_last};
-  ScalarType acc_type = dtype == DType::F64 ? ScalarType::Double : ScalarType::Float;
-  int64_t bytes = shape.batch * shape.mask_bytes(max_pool);
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && mask.is_cpu(), kTapBackward, ": mask must be contiguous bytes on the CPU, as stage_tap returned it");
-  check_shape(mask, {bytes}, kTapBackward, "mask");
-  if (dm && max_pool) {
-    check_shape(*dm, {shape.batch, shape.channels, shape.height / 2, shape.width / 2}, kTapBackward, "dm");
-    STD_TORCH_CHECK(dm->scalar_type() == like.scalar_type() && dm->is_cpu(), kTapBackward, ": dm must have u's dtype and device, got ", torch::headeronly::toString(dm->scalar_type()));
-  }
-  if (dp) {
-    check_shape(*dp, {shape.batch, shape.channels}, kTapBackward, "dp");
-    STD_TORCH_CHECK(dp->scalar_type() == acc_type && dp->is_cpu(), kTapBackward, ": dp must have p's dtype and device, got ", torch::headeronly::toString(dp->scalar_type()));
-  }
   TapPlan plan = plan_tap(shape, dtype, max_pool);
   return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
 }

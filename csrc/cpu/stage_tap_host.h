@@ -1,9 +1,11 @@
 // What forward and backward of the stage tap share on the host side.
 #pragma once
-#include "../host.h"
+#include "../stage_tap_checks.h"
 #include "stage_tap_kernels.h"
 
 namespace interflow {
+
+inline constexpr TapPlace kTapPlace{[](const Tensor& t) { return t.is_cpu(); }, "the CPU"};
 
 // The widest set that this processor has.
 const TapKernels& tap_kernels();

@@ -43,15 +43,16 @@ __device__ __forceinline__ void load_whole(uint32_t (&words)[W], const void* p, 
   }
 }
 
+// What the next kernel reads, and so without a policy: m, du.
 template <int W>
-__device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W], uint64_t policy) {
+__device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W]) {
   constexpr int kEach = W % 4 == 0 ? 4 : W;
 #pragma unroll
   for (int i = 0; i < W; i += kEach) {
     Vector<uint32_t, kEach> chunk;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
-    store_stream(static_cast<uint32_t*>(p) + i, chunk, policy);
+    *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
   }
 }
 
@@ -92,7 +93,7 @@ __device__ __forceinline__ void load_few(uint32_t (&words)[W], const T* p, int c
 }
 
 template <class T, int W>
-__device__ __forceinline__ void store_few(T* p, const uint32_t (&words)[W], int count, int access, uint64_t policy) {
+__device__ __forceinline__ void store_few(T* p, const uint32_t (&words)[W], int count, int access) {
   constexpr int kPer = 4 / int(sizeof(T));
   auto chunks = [&](auto example) {
     using Chunk = decltype(example);
@@ -104,7 +105,7 @@ __device__ __forceinline__ void store_few(T* p, const uint32_t (&words)[W], int 
           Chunk chunk;
 #pragma unroll
           for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
-          store_stream(p + i * kPer, chunk, policy);
+          *reinterpret_cast<Chunk*>(p + i * kPer) = chunk;
         }
     }
   };
@@ -117,7 +118,7 @@ __device__ __forceinline__ void store_few(T* p, const uint32_t (&words)[W], int 
   else if constexpr (kPer == 2)
 #pragma unroll
     for (int i = 0; i < W * kPer; ++i)
-      if (i < count) store_stream(p + i, uint16_t(words[i / 2] >> (16 * (i % 2))), policy);
+      if (i < count) *reinterpret_cast<uint16_t*>(p + i) = uint16_t(words[i / 2] >> (16 * (i % 2)));
 }
 
 template <int N>

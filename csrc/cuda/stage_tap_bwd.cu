@@ -70,9 +70,9 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
       for (int q = 0; q < W; ++q) gradient[q].start(gp + q * kPer<T>);
       auto store = [&](T* p, const uint32_t (&d)[W]) {
         if constexpr (kWide)
-          store_whole(p, d, policy);
+          store_whole(p, d);
         else
-          store_few(p, d, count, P.access, policy);
+          store_few(p, d, count, P.access);
       };
       T* du = static_cast<T*>(P.du) + image * s.height * s.width * s.channels + channel;
       int first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size);
@@ -216,9 +216,9 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes_backwar
           for (int r = 0; r < 2; ++r) {
             if (r == 1 && !below) break;
             if constexpr (kWide)
-              store_whole(corner + r * s.width, d[r], policy);
+              store_whole(corner + r * s.width, d[r]);
             else
-              store_few(corner + r * s.width, d[r], count, P.access, policy);
+              store_few(corner + r * s.width, d[r], count, P.access);
           }
         }
       } else {
@@ -235,9 +235,9 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes_backwar
 #pragma unroll
             for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte[t], q));
             if constexpr (kWide)
-              store_whole(du + int64_t(run) * V, d, policy);
+              store_whole(du + int64_t(run) * V, d);
             else
-              store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access, policy);
+              store_few(du + int64_t(run) * V, d, int(min(int64_t(V), pixels - int64_t(run) * V)), P.access);
           }
         }
       }

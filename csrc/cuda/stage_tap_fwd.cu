@@ -48,18 +48,21 @@ __device__ __forceinline__ void finish_means(const TapParams& P, const TapUnit& 
                        [&](int c, float sum) { P.p[image * channels + first + c] = sum * plan.mean; });
 }
 
+// kWide: 16-byte accesses everywhere. kMask, in wide kernels: whether the mask is wanted; the others ask.
+
 // --- NHWC --------------------------------------------------------------------------------------------------------------------
-template <class T, bool kPool, bool kWide>
+template <class T, bool kPool, bool kWide, bool kMask>
 __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const __grid_constant__ TapParams P) {
   constexpr int V = kTapVector<T, kPool>, W = V / kPer<T>, kAtOnce = kPool ? 1 : 16 / W;
   const TapPlan& plan = P.plan;
   const TapShape& s = plan.shape;
   TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
   uint64_t policy = cache_policy(P.stream);
+  const bool masked = kWide ? kMask : P.mask != nullptr;
 
   // This thread's place in a unit
   int columns = plan.slab / V, column = int(threadIdx.x) % columns, row = int(threadIdx.x) / columns;  // row: of the sums
-  int slot = row / plan.lanes, lane = row - slot * plan.lanes;
+  int slot = row / plan.lanes;
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     TapUnit at(unit, plan);
@@ -75,14 +78,14 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
           load_few(x, p, count, P.access);
       };
       const T* u = static_cast<const T*>(P.u) + image * P.stride_b + channel;
-      int first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size);
+      int first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size), lane = row - slot * plan.lanes;
       uint32_t shift[W];
       load_shift<T, V>(shift, P, channel, count);
 
       if constexpr (kPool) {
         int64_t out_w = s.width / 2;
         T* m = static_cast<T*>(P.m) + image * (s.height / 2) * out_w * s.channels + channel;
-        uint8_t* mask = P.mask ? P.mask + image * plan.positions * s.channels + channel : nullptr;
+        uint8_t* mask = masked ? P.mask + image * plan.positions * s.channels + channel : nullptr;
         auto window = [&](auto is_complete, int i, int h, int w) {
           constexpr bool kComplete = decltype(is_complete)::value;
           bool right = kComplete || 2 * w + 1 < s.width, below = kComplete || 2 * h + 1 < s.height;
@@ -119,22 +122,22 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
               }
 #pragma unroll
               for (int k = 0; k < kPer<T>; ++k) sums[q * kPer<T> + k] += window.sum(k);
-              out[q] = window.maximum(mask != nullptr, choice[of_word]);
+              out[q] = window.maximum(masked, choice[of_word]);
             }
             auto four = mask_bytes<T>(choice);
             memcpy(&bytes[first_word * kPer<T>], &four, 4);
           }
 
           // Store
-          if constexpr (kComplete) {
+          if (right && below) {
             T* to = m + (h * out_w + w) * s.channels;
             if constexpr (kWide)
-              store_whole(to, out, policy);
+              store_whole(to, out);
             else
-              store_few(to, out, count, P.m_access, policy);
+              store_few(to, out, count, P.m_access);
           }
-          if (mask) {
-            if constexpr (!kComplete)
+          if (masked) {
+            if (!(right && below))
 #pragma unroll
               for (int k = 0; k < V; ++k) bytes[k] &= 0x0f;
             uint8_t* to = mask + int64_t(i) * s.channels;
@@ -146,14 +149,14 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
         };
         for (int i = first + lane; i < last; i += plan.lanes) {
           int h = int(divide(uint32_t(i), plan.row)), w = i - h * int(plan.row.divisor);
-          if (2 * w + 1 < s.width && 2 * h + 1 < s.height)
-            window(std::true_type{}, i, h, w);
+          if (kWide && 2 * w + 1 < s.width && 2 * h + 1 < s.height)
+            window(std::bool_constant<kWide>{}, i, h, w);
           else
             window(std::false_type{}, i, h, w);
         }
       } else {
         int64_t row_bytes = (s.channels + 7) / 8;
-        uint8_t* mask = P.mask ? P.mask + image * plan.positions * row_bytes + channel / 8 : nullptr;
+        uint8_t* mask = masked ? P.mask + image * plan.positions * row_bytes + channel / 8 : nullptr;
         for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
           // Load
           uint32_t x[kAtOnce][W];
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
 #pragma unroll
               for (int k = 0; k < kPer<T>; ++k) sums[q * kPer<T> + k] += Packed<T>::get(v[q], k);
             }
-            if (mask) store_stream(mask + pixel * row_bytes, passing_bits<T>(v), policy);
+            if (masked) store_stream(mask + pixel * row_bytes, passing_bits<T>(v), policy);
           }
         }
       }
@@ -202,13 +205,14 @@ __device__ __forceinline__ uint32_t less_than(int first, int step, int count) {
     return first < count ? ~0u : 0;
 }
 
-template <class T, bool kPool, bool kWide>
+template <class T, bool kPool, bool kWide, bool kMask>
 __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const __grid_constant__ TapParams P) {
   constexpr int V = kTapVector<T, kPool>, W = V / kPer<T>, kAtOnce = kPool ? 2 : 16 / W;
   const TapPlan& plan = P.plan;
   const TapShape& s = plan.shape;
   TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
   uint64_t policy = cache_policy(P.stream);
+  const bool masked = kWide ? kMask : P.mask != nullptr;
 
   int plane = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - plane * plan.lanes;
 
@@ -228,10 +232,10 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
       if constexpr (kPool) {
         int64_t out_h = s.height / 2, out_w = s.width / 2, windows_h = (s.height + 1) / 2, windows_w = (s.width + 1) / 2;
         T* m = static_cast<T*>(P.m) + (image * s.channels + channel) * out_h * out_w;
-        uint8_t* mask = P.mask ? P.mask + (image * s.channels + channel) * windows_h * windows_w : nullptr;
+        uint8_t* mask = masked ? P.mask + (image * s.channels + channel) * windows_h * windows_w : nullptr;
         // Tiles i, i + lanes, ...: all of them inside the map, or some outside
         auto tiles = [&](auto is_all, int i) {
-          constexpr bool kAll = kWide && decltype(is_all)::value;
+          constexpr bool kAll = decltype(is_all)::value;
 
           // Load
           uint32_t x[kAtOnce][2][W];
@@ -279,18 +283,18 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
               }
 #pragma unroll
               for (int k = 0; k < kPer<T>; ++k) sum += window.sum(k);
-              out[q] = window.maximum(mask != nullptr, choice[q]);
+              out[q] = window.maximum(masked, choice[q]);
             }
 
             // Store
             if (below) {
               T* to = m + h * out_w + column / 2;
               if constexpr (kWide)
-                store_whole(to, out, policy);
+                store_whole(to, out);
               else
-                store_few(to, out, count / 2, P.m_access, policy);
+                store_few(to, out, count / 2, P.m_access);
             }
-            if (mask) {
+            if (masked) {
               auto bytes = mask_bytes<T>(choice);
               if constexpr (!kAll)
 #pragma unroll
@@ -306,14 +310,14 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
         };
         int inside = min(last, int(out_h) * int(plan.row.divisor));  // tiles behind have one row
         for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
-          if (i + (kAtOnce - 1) * plan.lanes < inside)
-            tiles(std::true_type{}, i);
+          if (kWide && i + (kAtOnce - 1) * plan.lanes < inside)
+            tiles(std::bool_constant<kWide>{}, i);
           else
             tiles(std::false_type{}, i);
         }
       } else {
         int64_t pixels = s.height * s.width, plane_bytes = (pixels + 7) / 8;
-        uint8_t* mask = P.mask ? P.mask + (image * s.channels + channel) * plane_bytes : nullptr;
+        uint8_t* mask = masked ? P.mask + (image * s.channels + channel) * plane_bytes : nullptr;
         for (int i = first + lane; i < last; i += plan.lanes * kAtOnce) {
           // Load runs of eight
           uint32_t x[kAtOnce][W];
@@ -356,7 +360,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
               if constexpr (kPer<T> == 2) left += Packed<T>::get(v[q], 1), right += Packed<T>::get(v[q + 1], 1);
               sum += left + right;
             }
-            if (mask) store_stream(mask + run, passing_bits<T>(v), policy);
+            if (masked) store_stream(mask + run, passing_bits<T>(v), policy);
           }
         }
       }
@@ -371,20 +375,24 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_planes(const _
   }
 }
 
-template <class T, bool kPool, bool kWide>
+template <class T, bool kPool, bool kWide, bool kMask>
 cudaError_t launch_typed(const TapParams& P, cudaStream_t stream) {
-  auto kernel = P.plan.shape.channels_last ? tap_pixels<T, kPool, kWide> : tap_planes<T, kPool, kWide>;
+  auto kernel = P.plan.shape.channels_last ? tap_pixels<T, kPool, kWide, kMask> : tap_planes<T, kPool, kWide, kMask>;
   cudaError_t error = cudaSuccess;
   int64_t resident = resident_blocks(kernel, kTapThreads, int(sizeof(TapShared)), &error);
   if (error != cudaSuccess) return error;
   return launch(kernel, {std::min(int64_t(P.plan.units), resident), kTapThreads, int(sizeof(TapShared)), stream}, P);
 }
 
+template <class T, bool kPool>
+cudaError_t launch_form(const TapParams& P, cudaStream_t stream) {
+  if (P.access < 16) return launch_typed<T, kPool, false, true>(P, stream);
+  return P.mask ? launch_typed<T, kPool, true, true>(P, stream) : launch_typed<T, kPool, true, false>(P, stream);
+}
+
 template <class T>
 cudaError_t launch_for(const TapParams& P, cudaStream_t stream) {
-  bool wide = P.access == 16;
-  if (P.plan.max_pool) return wide ? launch_typed<T, true, true>(P, stream) : launch_typed<T, true, false>(P, stream);
-  return wide ? launch_typed<T, false, true>(P, stream) : launch_typed<T, false, false>(P, stream);
+  return P.plan.max_pool ? launch_form<T, true>(P, stream) : launch_form<T, false>(P, stream);
 }
 
 }  // namespace

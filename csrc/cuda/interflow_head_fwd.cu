@@ -14,6 +14,13 @@ namespace {
 
 constexpr int kHeaderFloats = 4;  // ticket, flag
 
+// Asks for the weights of a tile, contiguous in memory, while its pooled values are still awaited: a first launch finds them in DRAM.
+__device__ __forceinline__ void prefetch_weights(const HeadTail& T, int64_t klass, int classes) {
+  int64_t row = T.width * (T.weight_dtype == DType::F32 ? 4 : 2), bytes = min(int64_t(classes), T.classes - klass) * row;
+  const char* first = static_cast<const char*>(T.weight) + klass * row;
+  for (int64_t at = int64_t(threadIdx.x) * 128; at < bytes; at += kHeadThreads * 128) prefetch_l2(first + at);
+}
+
 // Waits until all pooled values of a group are there; the last tile to have waited leaves the group's counters zero.
 __device__ __forceinline__ void wait_for_group(const HeadForward& P, uint32_t group) {
   if (threadIdx.x == 0) {
@@ -100,6 +107,8 @@ __global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_forward_kernel
       pool(P, ticket.group, P.schedule.unit(ticket.group, ticket.index), scratch, header + 1);
       if (threadIdx.x == 0) next = atomic_add_relaxed(P.counters + HeadSchedule::kNext, 1);
     } else {
+      int classes = P.schedule.tile_classes(ticket.group);
+      prefetch_weights(P.tail, int64_t(ticket.index) * classes, classes);
       wait_for_group(P, ticket.group);
       if (threadIdx.x == 0) next = atomic_add_relaxed(P.counters + HeadSchedule::kNext, 1);
       switch (P.tail.weight_dtype) {

@@ -94,6 +94,9 @@ __device__ __forceinline__ T load_shared_result(const T* p) {
   return value;
 }
 
+// Asks for the line of an address to be brought into L2.
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // --- counters in global memory: each returns the value before ------------------------------------------------------------------
 __device__ __forceinline__ uint32_t atomic_add_relaxed(uint32_t* p, uint32_t add) {
   uint32_t before;

@@ -171,6 +171,12 @@ inline T load_shared_result(const T* p) {
   return value;
 }
 
+// The address must be one that may be read.
+inline void prefetch_l2(const void* p) {
+  char byte;
+  emulation::load(&byte, p, 1, emulation::Cached::Coherent);
+}
+
 inline uint32_t atomic_add_relaxed(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, false, false); }
 inline uint32_t atomic_add_release(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, false, true); }
 inline uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t add) { return emulation::atomic_add(p, add, true, true); }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
+SANITIZER = "tests/gpu/test_gpu_sanitizer.py"
 TOTAL = 580.0  # seconds
 LAST = 30.0  # of them for the report
 ASK = "import torch; print(torch.cuda.get_device_name(), *torch.cuda.get_device_capability(), sep='\\n')"
@@ -61,10 +62,12 @@ def parts(python: str, out: Path, capability: tuple[int, int]) -> list[Part]:
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     build = {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or architecture(capability)}
     quiet = ["-q", "--disable-warnings", "-p", "no:cacheprovider"]
+    marked = ["-m", "gpu", *quiet, "-rfEs", "--continue-on-collection-errors", "--durations=5"]
     made = [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150, build),
         Part("info", [python, "-m", "interflow_kernels.info"], 60, paths),
-        Part("tests", [python, "-m", "pytest", "tests", "-m", "gpu", *quiet, "--continue-on-collection-errors", "--durations=5"], 200, paths),
+        # tests/vision needs Lightning's command line and holds no test for a GPU
+        Part("tests", [python, "-m", "pytest", "tests", *marked, f"--ignore={SANITIZER}", "--ignore=tests/vision"], 200, paths),
     ]
     for stem, budget in (("bench_head", 110), ("bench_stage_tap", 70), ("bench_train_step", 90)):
         results = out / f"{stem}.json"
@@ -72,7 +75,7 @@ def parts(python: str, out: Path, capability: tuple[int, int]) -> list[Part]:
         command = [python, "-m", "pytest", f"bench/{stem}.py", *quiet, *columns, "--device", "cuda", "--budget", str(budget)]
         # A fallback must not be taken for the kernels: where they cannot run the case fails.
         made.append(Part(stem, command, budget + 60, {**paths, "INTERFLOW_BACKEND": "native"}, results))
-    return made
+    return [*made, Part("sanitizer", [python, "-m", "pytest", SANITIZER, *marked], 200, paths)]  # slow, so what remains of the time is its
 
 
 def run(part: Part, log: TextIO, at_most: float) -> Outcome:

@@ -170,7 +170,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children():
 def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
-    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step"]
+    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "sanitizer"]
     assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
     assert parts["bench_head"].environment["INTERFLOW_BACKEND"] == "native"
     assert "-m" in parts["tests"].command and "gpu" in parts["tests"].command

@@ -26,12 +26,13 @@ PROMISES = (
     Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_products_kernel", 128, loads=True),
     Promise("interflow_head_epilogue_kernel", 64),
-    # <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
-    Promise(r"tap_pixels<.*, true, true>", 80, loads=True, stores=True),
-    Promise(r"tap_pixels<.*, false, true>", 80, loads=True),
-    Promise(r"tap_planes<.*, true>", 80, loads=True),
-    Promise(r"tap_(pixels|planes)_backward<.*, true>", 80, stores=True),
-    Promise(r"tap_(pixels|planes)(_backward)?<.*, false>", 128),
+    # <T, max_pool, wide, mask>, backward <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
+    Promise(r"tap_pixels<\w+, true, true, \w+>", 80, loads=True, stores=True),
+    Promise(r"tap_pixels<\w+, false, true, \w+>", 80, loads=True),
+    Promise(r"tap_planes<\w+, \w+, true, \w+>", 80, loads=True),
+    Promise(r"tap_(pixels|planes)_backward<\w+, \w+, true>", 80, stores=True),
+    Promise(r"tap_(pixels|planes)<\w+, \w+, false, \w+>", 128),
+    Promise(r"tap_(pixels|planes)_backward<\w+, \w+, false>", 128),
 )
 """Read from the top, the first row whose pattern is found in a kernel's demangled name holds."""
 

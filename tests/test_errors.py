@@ -119,7 +119,12 @@ FUNCTION = [
     (dict(attention="other"), ValueError, ("attention", "'other'")),
     (dict(attention="folded"), ValueError, ("attention", "'folded'")),
     (dict(pool_size=0), ValueError, ("pool_size", "0")),
-    (dict(bias=B.to("meta")), ValueError, ("bias", "cpu", "meta")),
+    (dict(bias=B.to("meta")), ValueError, ("bias must be on the device of weight, cpu, got meta",)),
+    (dict(attention_weight=M.to("meta")), ValueError, ("attention_weight must be on the device of weight, cpu, got meta",)),
+    (dict(attention_bias=M[0].to("meta")), ValueError, ("attention_bias must be on the device of weight, cpu, got meta",)),
+    (dict(features=[X1.to("meta"), X2]), ValueError, ("features[0] must be on the device of weight, cpu, got meta",)),
+    (dict(features=[X1, X2.to("meta")]), ValueError, ("features[1] must be on the device of weight, cpu, got meta",)),
+    (dict(weight=W.to("meta")), ValueError, ("features[0] must be on the device of weight, meta, got cpu",)),
 ]
 
 

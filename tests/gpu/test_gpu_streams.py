@@ -63,8 +63,8 @@ def test_two_graphs_at_once_and_beside_eager_calls():
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for _ in range(20):
         for _, results in graphs:
-            for t in results.values():
-                t.fill_(float("nan"))
+            for name, t in results.items():
+                (t[:, :, :1, :1] if name.startswith("features") else t).fill_(float("nan"))  # a map's gradient is expanded, stride 0
         torch.cuda.synchronize()
         for (graph, _), stream in zip(graphs, streams, strict=True):
             with torch.cuda.stream(stream):

@@ -1,0 +1,67 @@
+"""Launching: a compiled kernel is looked up once for a shape and then called directly, past Triton's argument binder.
+
+Only public parts of Triton are used: `kernel[grid](...)` compiles and returns the compiled kernel, and `compiled[grid](...)`
+launches it (as Triton's own softmax tutorial does). Pointers are the only arguments that Triton specialises on here, by their
+16-byte alignment; integers are declared `do_not_specialize`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._math import INTERPRETED
+
+_compiled: dict[Any, Any] = {}
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def on_device(t: Tensor) -> AbstractContextManager[Any]:
+    """The guard under which kernels on t's device are launched."""
+    if t.is_cuda:
+        return nullcontext() if t.device.index == torch.cuda.current_device() else torch.cuda.device(t.device)
+    return torch.xpu.device(t.device) if t.device.type == "xpu" else nullcontext()
+
+
+def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> None:
+    """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters.
+
+    FP fusion is off, so that a new version of Triton with another default gives the same bits; tl.dot keeps its fused adds.
+    """
+    if programs == 0:
+        return
+    if INTERPRETED:
+        kernel[(programs,)](*arguments, *constants)
+        return
+    place: Any = None
+    classes: list[Any] = []
+    for a in arguments:
+        if isinstance(a, Tensor):
+            place = a.device
+            classes.append((a.dtype, a.data_ptr() % 16 == 0))
+        else:
+            classes.append(a is None)
+    key = (kernel, place, tuple(classes), constants, warps, stages)
+    found = _compiled.get(key)
+    if found is None:
+        found = kernel[(programs,)](*arguments, *constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+        _compiled[key] = found
+        return
+    found[(programs, 1, 1)](*arguments, *constants)
+
+
+def counters(like: Tensor, count: int) -> Tensor:
+    """At least `count` int32 zeros for a kernel that leaves them zero again, on `like`'s device and the current stream.
+
+    Kernels on one stream follow each other, so they share one slab. A captured graph gets zeros of its own, because two graphs
+    captured on one stream may run side by side; so does every call where the stream is not known.
+    """
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=like.device)
+    key = (like.device, torch.cuda.current_stream(like.device).cuda_stream)
+    slab = _counters.get(key)
+    if slab is None or slab.numel() < count:
+        slab = _counters[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)
+    return slab

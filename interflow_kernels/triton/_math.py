@@ -40,3 +40,50 @@ def add_exactly(total, lost, x):
     new = total + y
     rest = (new - total) - y
     return new, tl.where(rest == rest, rest, 0.0)  # inf - inf
+
+
+@triton.jit
+def _finite(x):
+    """x where it is finite, 0 elsewhere."""
+    return tl.where(x - x == 0.0, x, 0.0)
+
+
+@triton.jit
+def _part(x):
+    """x rounded to bf16, and the rest (0 beside an infinity or NaN)."""
+    high = from_fp32(x, tl.bfloat16)
+    return high, _finite(x - to_fp32(high))
+
+
+@triton.jit
+def _mma(a, b):
+    """a [M, K] b [K, N] in bf16 -> their product in fp32."""
+    if INTERPRETED:  # whose own product of bf16 multiplies bit patterns
+        return tl.dot(to_fp32(a), to_fp32(b), input_precision="ieee")
+    return tl.dot(a, b)
+
+
+@triton.jit
+def product(a, b):
+    """a [M, K] in fp32 times b [K, N] in fp32, bf16 or fp16, with the error of fp32, on bf16 matrix units.
+
+    A number of fp32 is three of bf16, one of fp16 two, one of bf16 one: a = a0 + a1 + a2, b likewise. Of the nine products three
+    are below fp32's last bit. An infinity stands in a0 or b0 alone and meets only the other's largest part, NaN likewise. Small
+    products are added first, and nothing is carried over from another call: matrix units cut off where they add.
+    """
+    a0, rest = _part(a)
+    a1, rest = _part(rest)
+    a2 = from_fp32(rest, tl.bfloat16)
+    if b.dtype == tl.bfloat16:
+        small = _mma(a2, b) + _mma(a1, b)
+        return small + _mma(a0, b)
+    b0, rest = _part(to_fp32(b))
+    b1 = from_fp32(rest, tl.bfloat16)
+    a0_finite = from_fp32(_finite(to_fp32(a0)), tl.bfloat16)
+    b0_finite = from_fp32(_finite(to_fp32(b0)), tl.bfloat16)
+    small = _mma(a1, b1) + _mma(a2, b0_finite)
+    if b.dtype == tl.float32:
+        b2 = from_fp32(rest - to_fp32(b1), tl.bfloat16)
+        small += _mma(a0_finite, b2)
+    small += _mma(a1, b0_finite) + _mma(a0_finite, b1)
+    return small + _mma(a0, b0)

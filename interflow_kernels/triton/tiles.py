@@ -32,3 +32,39 @@ def tap_planes(channels: int, height: int, width: int, max_pool: bool) -> tuple[
     if count > 64 and cols > count * 5 // 4:  # less idle at the end
         cols //= 4
     return max(1, min(tile // cols, power_of_two(channels))), cols
+
+
+def pool(channels: int, height: int, width: int, element: int, channels_last: bool, largest_window: int | None) -> tuple[int, int, int, int]:
+    """PARTS, PART, ROWS, COLS of a map that the head pools; `largest_window`: pixels of a bin where there are several bins.
+
+    As for the tap: up to 160 KB of a channel block go to one program, more is cut into parts of about 64 KB.
+    """
+    pixels = height * width if largest_window is None else largest_window
+    tile = 4096
+    if channels_last:
+        cols = max(8, min(64, power_of_two(channels)))
+        if pixels == 1:
+            cols = min(1024, power_of_two(channels))
+        rows = min(tile // cols, power_of_two(pixels))
+    else:
+        rows = min(1024, power_of_two(pixels))
+        cols = max(1, min(tile // rows, power_of_two(channels)))
+    if largest_window is not None:
+        return 1, pixels, rows, cols
+    each = cols * element
+    part = pixels if pixels * each <= 160 * KILOBYTE else max(1, 64 * KILOBYTE // each)
+    part = -(-part // rows) * rows
+    return -(-pixels // part), part, rows, cols
+
+
+IMAGES = 16  # of a product's tile: the least that matrix units take
+STEP = 64  # columns of a product's tile that are multiplied at a time
+
+
+def classes(count: int) -> int:
+    """Classes of a product's tile."""
+    return 16 if count <= 16 else 32
+
+
+COLUMNS = 64  # of pooled, in a tile of the head's gradients
+IMAGES_SUMMED = 32  # at a time, where a gradient sums over images

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from . import _native
+from .triton import registration
 
 NAMES = ("auto", "native", "triton", "eager")
 """auto: the best that runs; native: the compiled kernels (C++, CUDA C++); triton; eager: plain PyTorch."""
@@ -34,10 +35,14 @@ def backend(name: str) -> Iterator[None]:
     """
     global _requested
     before, _requested = _requested, _checked(name, "backend")
+    if "triton" in (before, name):  # elsewhere nothing to do, and torch.compile need not see it
+        registration.force(name == "triton")
     try:
         yield
     finally:
         _requested = before
+        if "triton" in (before, name):
+            registration.force(before == "triton")
 
 
 def requested() -> str:
@@ -52,7 +57,7 @@ def reason_against(name: str, device: str) -> str | None:
         if device in ("cpu", "meta"):
             return _native.cpu_error
         return f"this version has no compiled kernels for device {device!r}; plain PyTorch runs there"
-    return "this version has no Triton kernels; ask for 'native' or 'eager'"
+    return registration.reason_against(device)
 
 
 def select(device: str) -> str:
@@ -69,5 +74,10 @@ def select(device: str) -> str:
             return name
     if not torch.compiler.is_compiling() and device not in _warned:
         _warned.add(device)
-        warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reason_against('native', device)}", stacklevel=4)
+        reasons = "; ".join(f"{name}: {reason_against(name, device)}" for name in _ORDER if name == "native" or device != "cpu")
+        warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reasons}", stacklevel=4)
     return "eager"
+
+
+registration.install()
+registration.force(_requested == "triton")

@@ -28,7 +28,8 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
 def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> None:
     """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters.
 
-    FP fusion is off, so that a new version of Triton with another default gives the same bits; tl.dot keeps its fused adds.
+    `stages`: how many tiles a loop with a product reads ahead on NVIDIA GPUs; elsewhere that costs registers, and is 1.
+    FP fusion is off, so that a new version of Triton with another default gives the same bits; matrix units are not touched by it.
     """
     if programs == 0:
         return
@@ -46,6 +47,7 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tupl
     key = (kernel, place, tuple(classes), constants, warps, stages)
     found = _compiled.get(key)
     if found is None:
+        stages = stages if torch.version.cuda else 1
         found = kernel[(programs,)](*arguments, *constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
         _compiled[key] = found
         return

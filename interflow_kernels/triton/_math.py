@@ -87,3 +87,9 @@ def product(a, b):
         small += _mma(a0_finite, b2)
     small += _mma(a1, b0_finite) + _mma(a0_finite, b1)
     return small + _mma(a0, b0)
+
+
+@triton.jit
+def unknown(n, positive):
+    """n, hidden from the compiler: a loop to a known bound is unrolled, and all its loads held in registers at once."""
+    return tl.where(positive > 0, n, 0)

@@ -135,5 +135,5 @@ def interflow_head(
         strides = tuple(s for x in features for s in x.stride()) if direct else ()
         constants = (n, direct, strides, columns, parts, pixels, partial_columns, partial_d, classes, MODES[attention], tiles.power_of_two(n), *tile)
         programs = -(-batch // tile[0]) * -(-classes // tile[1])
-        launch(kernels.head_tail, programs, (*sources, pooled, partial, *parameters, y, branches if need_branches else None, batch), constants, tiles.WARPS)
+        launch(kernels.head_tail, programs, (*sources, pooled, partial, *parameters, y, branches if need_branches else None, batch), constants, tiles.WARPS, tiles.STAGES)
     return y, branches, pooled

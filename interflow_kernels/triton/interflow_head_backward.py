@@ -106,7 +106,7 @@ def interflow_head_backward(
                 sums = fp32((image_tiles * (n + 1), classes))
             given = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
             constants = (dy_strides, dz_strides, n, columns, classes, mode, tiles.IMAGES, tile_k, tiles.STEP)
-            launch(kernels.head_scores, image_tiles * class_tiles, given, constants, tiles.WARPS)
+            launch(kernels.head_scores, image_tiles * class_tiles, given, constants, tiles.WARPS, tiles.STAGES)
 
         by_images = dweight is not None or dbias is not None or from_products
         if dpooled is not None or by_images:
@@ -117,7 +117,7 @@ def interflow_head_backward(
             given = (dy, dbranches, dscores, pooled, weight, bias, attention_weight, dpooled, dweight, dbias, rows, batch)
             tile = (tiles.IMAGES_SUMMED, tile_k, tiles.COLUMNS)
             fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
-            launch(kernels.head_gradients, over_images + over_classes, given, fixed, tiles.WARPS)
+            launch(kernels.head_gradients, over_images + over_classes, given, fixed, tiles.WARPS, tiles.STAGES)
             sums = rows if from_products else sums
 
         if gated and attends:

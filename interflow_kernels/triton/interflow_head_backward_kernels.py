@@ -82,12 +82,12 @@ def head_scores(
             # n n + n sums over this tile, from what it has just written
             tl.debug_barrier()
             sums += pid.to(tl.int64) * (N * N + N)
-            for i in range(N):
-                d = tl.load(darguments + at + i * K, mask=inside, other=0.0)
-                tl.store(sums + N * N + i, tl.sum(tl.sum(d, axis=1), axis=0))
-                for j in range(N):
-                    z = tl.load(scores + at + j * K, mask=inside, other=0.0)
-                    tl.store(sums + i * N + j, tl.sum(tl.sum(d * z, axis=1), axis=0))
+            for row in range(N):
+                d = tl.load(darguments + at + row * K, mask=inside, other=0.0)
+                tl.store(sums + N * N + row, tl.sum(tl.sum(d, axis=1), axis=0))
+                for col in range(N):
+                    other = tl.load(scores + at + col * K, mask=inside, other=0.0)
+                    tl.store(sums + row * N + col, tl.sum(tl.sum(d * other, axis=1), axis=0))
     else:
         tl.store(sums + (image_tile * (N + 1) + N) * K + k, tl.sum(g, axis=0), mask=k < K)
 

@@ -12,7 +12,7 @@ launches, without counters or barriers between programs.
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, to_fp32
+from ._math import add_exactly, from_fp32, product, to_fp32, unknown
 
 HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
 NXN: tl.constexpr = tl.constexpr(1)
@@ -170,7 +170,7 @@ def with_bias(z, bias, k, I: tl.constexpr, K: tl.constexpr):
 def branch_scores(pooled, weight, bias, b, k, batch, I: tl.constexpr, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr):
     """z_i of a tile of images and classes, from pooled."""
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
-    for first in range(0, WIDTH, STEP):
+    for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
         z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
     return with_bias(z, bias, k, I, K)
@@ -225,6 +225,51 @@ def gates(zs, matrix, offset, N: tl.constexpr):
     return found + (whole,)
 
 
+@triton.jit
+def _finished_scores(
+    x,
+    pooled,
+    partial,
+    weight,
+    b,
+    k,
+    batch,
+    tile,
+    DIRECT: tl.constexpr,
+    STRIDES: tl.constexpr,
+    I: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PARTIAL_COLUMN: tl.constexpr,
+    PARTIAL_D: tl.constexpr,
+    K: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """p_i W_i^T of a tile of images and classes. Completes pooled: from the feature x itself, or from sums of parts."""
+    rows = b.to(tl.int64)[:, None]
+    z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
+    for first in range(0, unknown(WIDTH, batch), STEP):
+        d = first + tl.arange(0, STEP)
+        inside = (b < batch)[:, None] & (d < WIDTH)[None, :]
+        if DIRECT:
+            p = to_fp32(tl.load(x + rows * STRIDES[2 * I] + d.to(tl.int64)[None, :] * STRIDES[2 * I + 1], mask=inside, other=0.0))
+        elif PARTS > 1:
+            p = tl.zeros([b.shape[0], STEP], tl.float32)
+            lost = tl.zeros([b.shape[0], STEP], tl.float32)
+            for r in range(PARTS):
+                p, lost = add_exactly(p, lost, tl.load(partial + rows * PARTIAL_D + PARTIAL_COLUMN + r * WIDTH + d[None, :], mask=inside, other=0.0))
+            p = tl.div_rn(p, PIXELS * 1.0)
+        else:
+            p = pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D)
+        if (DIRECT or PARTS > 1) and tile == 0:
+            tl.store(pooled + rows * D + COLUMN + d[None, :], p, mask=inside)
+        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
+    return z
+
+
 @triton.jit(do_not_specialize=["batch"])
 def head_tail(
     x0,  # already pooled features [B, D_i] of up to four stages, any strides, or None: then pooled and partial hold them
@@ -256,7 +301,7 @@ def head_tail(
     STEP: tl.constexpr,
 ):
     D: tl.constexpr = COLUMNS[N]
-    xs = (x0, x1, x2, x3)
+    xs = (x0, x1, x2, x3, None, None, None, None, None, None, None, None, None, None, None, None)
     pid = tl.program_id(0)
     tile = pid % ((K + CLASSES - 1) // CLASSES)
     b = pid // ((K + CLASSES - 1) // CLASSES) * IMAGES + tl.arange(0, IMAGES)
@@ -266,25 +311,9 @@ def head_tail(
     zs = ()
 
     for i in tl.static_range(N):
-        # One stage's scores
-        z = tl.zeros([IMAGES, CLASSES], tl.float32)
-        WIDTH: tl.constexpr = COLUMNS[i + 1] - COLUMNS[i]
-        for first in range(0, WIDTH, STEP):
-            d = first + tl.arange(0, STEP)
-            inside = (b < batch)[:, None] & (d < WIDTH)[None, :]
-            if DIRECT:
-                p = to_fp32(tl.load(xs[i] + rows * STRIDES[2 * i] + d.to(tl.int64)[None, :] * STRIDES[2 * i + 1], mask=inside, other=0.0))
-            elif PARTS[i] > 1:
-                p = tl.zeros([IMAGES, STEP], tl.float32)
-                lost = tl.zeros([IMAGES, STEP], tl.float32)
-                for r in range(PARTS[i]):
-                    p, lost = add_exactly(p, lost, tl.load(partial + rows * PARTIAL_D + PARTIAL_COLUMNS[i] + r * WIDTH + d[None, :], mask=inside, other=0.0))
-                p = tl.div_rn(p, PIXELS[i] * 1.0)
-            else:
-                p = pooled_tile(pooled, b, d, batch, COLUMNS[i], WIDTH, D)
-            if (DIRECT or PARTS[i] > 1) and tile == 0:
-                tl.store(pooled + rows * D + COLUMNS[i] + d[None, :], p, mask=inside)
-            z += product(p, tl.trans(weight_tile(weight, k, d, COLUMNS[i], WIDTH, D, K)))
+        z = _finished_scores(
+            xs[i], pooled, partial, weight, b, k, batch, tile, DIRECT, STRIDES, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, PARTS[i], PIXELS[i], PARTIAL_COLUMNS[i], PARTIAL_D, K, STEP
+        )
         z = with_bias(z, bias, k, i, K)
         if branches is not None:
             at = branches + (rows * N + i) * K + k[None, :]

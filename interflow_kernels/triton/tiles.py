@@ -3,6 +3,7 @@
 KILOBYTE = 1024
 TILE = 1024  # windows (or pixels of a pixel run, twice as many) times channels that a program holds: a window for eight channels a thread
 WARPS = 4
+STAGES = 3  # tiles that a product reads ahead
 
 
 def power_of_two(n: int) -> int:
@@ -58,7 +59,7 @@ def pool(channels: int, height: int, width: int, element: int, channels_last: bo
 
 
 IMAGES = 16  # of a product's tile: the least that matrix units take
-STEP = 64  # columns of a product's tile that are multiplied at a time
+STEP = 32  # columns of a product's tile that are multiplied at a time
 
 
 def classes(count: int) -> int:

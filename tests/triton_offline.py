@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
+from interflow_kernels.triton._launch import options
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
@@ -57,7 +58,7 @@ def compiled(launch, target):
         else:
             signature[parameter.name] = "i32"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=dict(num_warps=launch.warps, num_stages=launch.stages, enable_fp_fusion=False))
+    return triton.compile(source, target=target, options=options(target.backend, target.warp_size, launch.warps, launch.stages))
 
 
 def runtime_arguments(launch):
@@ -87,7 +88,8 @@ def resources(kernel):
     return SimpleNamespace(registers=registers, spilled=spilled, loads=wide("LDG"), stores=wide("STG"), matrix=matrix)
 
 
-def shapes_of_vgg16(batch, dtype, layout):
+def vgg16_maps(batch, dtype, layout):
+    """The maps of VGG-16's four stages at 224 pixels."""
     maps = []
     for channels, side in ((128, 112), (256, 56), (512, 28), (512, 14)):
         x = torch.empty(batch, channels, side, side, dtype=dtype)

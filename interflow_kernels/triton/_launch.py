@@ -25,12 +25,23 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
     return torch.xpu.device(t.device) if t.device.type == "xpu" else nullcontext()
 
 
-def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> None:
-    """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters.
+def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:
+    """How a kernel is compiled, for `launch` and for tests that compile without a GPU; width: threads of the GPU's warp.
 
-    `stages`: how many tiles a loop with a product reads ahead on NVIDIA GPUs; elsewhere that costs registers, and is 1.
     FP fusion is off, so that a new version of Triton with another default gives the same bits; matrix units are not touched by it.
+    `warps` count 32 threads: a thread then holds as much on every GPU, and accesses 16 bytes at a time.
+    `stages`: how many tiles a loop with a product reads ahead on NVIDIA GPUs; elsewhere that costs registers, and is 1.
     """
+    found: dict[str, Any] = dict(num_warps=max(1, warps * 32 // width), num_stages=1, enable_fp_fusion=False)
+    if maker == "cuda":
+        found["num_stages"] = stages
+        if stages == 1:
+            found["maxnreg"] = 128  # else ptxas spills two registers on sm_100 to fit one program more
+    return found
+
+
+def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> None:
+    """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters."""
     if programs == 0:
         return
     if INTERPRETED:
@@ -44,11 +55,12 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tupl
             classes.append((a.dtype, a.data_ptr() % 16 == 0))
         else:
             classes.append(a is None)
-    key = (kernel, place, tuple(classes), constants, warps, stages)
+    key = (id(kernel), place, tuple(classes), constants, warps, stages)
     found = _compiled.get(key)
     if found is None:
-        stages = stages if torch.version.cuda else 1
-        found = kernel[(programs,)](*arguments, *constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+        width = getattr(torch.cuda.get_device_properties(place), "warp_size", 32) if place.type == "cuda" else 32
+        maker = "cuda" if torch.version.cuda and place.type == "cuda" else "other"
+        found = kernel[(programs,)](*arguments, *constants, **options(maker, width, warps, stages))
         _compiled[key] = found
         return
     found[(programs, 1, 1)](*arguments, *constants)

@@ -13,7 +13,7 @@ dM_ij = sum ds_i z_j, dc_i = sum ds_i. Every sum has one order, that of dp does 
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, to_fp32
+from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32
 from .interflow_head_kernels import CLASSWISE, FOLDED, GATED, NXN, branch_scores, gates, linear_weight
 
 
@@ -284,7 +284,7 @@ def head_gate(
         r = first + tl.arange(0, ROWS)
         x = tl.load(sums + r.to(tl.int64)[:, None] * WIDTH + c[None, :], mask=(r < count)[:, None] & (c < WIDTH)[None, :], other=0.0)
         total, lost = add_exactly(total, lost, x)
-    found = tl.sum(total, axis=0)
+    found = sum_of_rows(total)
     if dmatrix is not None:
         tl.store(dmatrix + c, from_fp32(found, dmatrix.dtype.element_ty), mask=c < N * N)
     if doffset is not None:

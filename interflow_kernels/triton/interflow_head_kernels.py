@@ -12,7 +12,7 @@ launches, without counters or barriers between programs.
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, to_fp32, unknown
+from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
 
 HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
 NXN: tl.constexpr = tl.constexpr(1)
@@ -65,7 +65,7 @@ def _pool(
             j = i.to(tl.int64) if WIDE else i
             offset = j * SW if SH == W * SW or H == 1 else (j // W) * SH + (j % W) * SW
             total, lost = add_exactly(total, lost, to_fp32(tl.load(x + offset[:, None], mask=(i < H * W)[:, None] & in_c, other=0.0)))
-        sums = tl.sum(total, axis=0)
+        sums = sum_of_rows(total)
         if PARTS == 1:
             tl.store(pooled + image * D + COLUMN + c, tl.div_rn(sums, H * W * 1.0), mask=c < C)
         else:
@@ -84,7 +84,7 @@ def _pool(
             col = w0 + i % width
             offset = (row.to(tl.int64) if WIDE else row) * SH + (col.to(tl.int64) if WIDE else col) * SW
             total, lost = add_exactly(total, lost, to_fp32(tl.load(x + offset[:, None], mask=(i < count)[:, None] & in_c, other=0.0)))
-        tl.store(pooled + image * D + COLUMN + c * BINS + part, tl.div_rn(tl.sum(total, axis=0), count.to(tl.float32)), mask=c < C)
+        tl.store(pooled + image * D + COLUMN + c * BINS + part, tl.div_rn(sum_of_rows(total), count.to(tl.float32)), mask=c < C)
 
 
 @triton.jit

@@ -130,5 +130,5 @@ def stage_tap_backward(
         launch(kernels.tap_pixels_backward if channels_last else kernels.tap_planes_backward, programs, (dm, dp, mask, du, sums), constants, tiles.WARPS)
         if sums is not None:
             cols = min(32, tiles.power_of_two(channels))
-            launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 64, cols), tiles.WARPS)
+            launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)
     return du, dshift

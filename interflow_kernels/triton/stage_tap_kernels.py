@@ -13,7 +13,7 @@ programs there are, so an image's bits do not depend on its batch. A tile is [wi
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, to_fp32
+from ._math import add_exactly, from_fp32, sum_of_rows, to_fp32
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def tap_pixels(
         total, lost = add_exactly(total, lost, v)
 
     # The mean; of several parts the last to arrive adds them all, in order
-    sums = tl.sum(total, axis=0)
+    sums = sum_of_rows(total)
     if PARTS == 1:
         tl.store(p + image * C + c, tl.div_rn(sums, H * W * 1.0), mask=c < C)
     else:
@@ -246,7 +246,7 @@ def tap_pixels_backward(
         if dshift is not None:
             total, lost = add_exactly(total, lost, d)
     if dshift is not None:
-        tl.store(dshift + (image * PARTS + part) * C + c, tl.sum(total, axis=0), mask=c < C)
+        tl.store(dshift + (image * PARTS + part) * C + c, sum_of_rows(total), mask=c < C)
 
 
 # --- NCHW and any other strides -----------------------------------------------------------------------------------------
@@ -417,4 +417,4 @@ def sum_rows(
         r = first + tl.arange(0, ROWS)
         x = tl.load(rows + r.to(tl.int64)[:, None] * C + c[None, :], mask=(r < count)[:, None] & (c < C)[None, :], other=0.0)
         total, lost = add_exactly(total, lost, x)
-    tl.store(out + c, tl.sum(total, axis=0), mask=c < C)
+    tl.store(out + c, sum_of_rows(total), mask=c < C)

@@ -14,6 +14,7 @@ from interflow_kernels.testing import ATTENTIONS, LAYOUTS, HeadCase, assert_clos
 
 raw_head = torch.ops.interflow_kernels.interflow_head
 raw_backward = torch.ops.interflow_kernels.interflow_head_backward
+EXAMPLES = 200 if torch.cuda.is_available() else 10
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")  # inf - inf
 
@@ -61,7 +62,7 @@ def check(case, device, features=None, use=("y", "branches")):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_layouts(dtype, layout, device):
-    check(HeadCase(dtype=dtype, layout=layout), device)
+    check(HeadCase(2, ((5, 7, 5), (40, 4, 6)), 5, dtype=dtype, layout=layout), device)
 
 
 @pytest.mark.parametrize("use", [("y",), ("branches",), ("y", "branches")], ids="+".join)
@@ -71,44 +72,42 @@ def test_modes_and_missing_gradients(attention, use, device):
         check(HeadCase(2, ((5, 4, 3), (18, 1, 1)), 18, attention, bias=bias, attention_bias=attention_bias, dtype=dtype), device, use=use)
 
 
-@pytest.mark.parametrize("pool_size", [(2, 3), (4, 1), (5, 5)], ids=str)
+@pytest.mark.parametrize("pool_size", [(2, 3), (3, 1)], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
 def test_adaptive_windows(pool_size, layout, device):
-    check(HeadCase(2, ((5, 7, 5), (18, 4, 1)), 3, pool_size=pool_size, layout=layout, dtype=torch.bfloat16), device)
+    check(HeadCase(1, ((5, 5, 4), (18, 2, 1)), 3, pool_size=pool_size, layout=layout, dtype=torch.bfloat16), device)
 
 
-@pytest.mark.parametrize("classes", [1, 16, 17, 33])
-@pytest.mark.parametrize("batch", [1, 16, 17, 33])
+@pytest.mark.parametrize(("batch", "classes"), [(1, 1), (17, 16), (33, 17)])
 def test_tiles(batch, classes, device):
-    check(HeadCase(batch, ((17, 1, 1), (66, 2, 1)), classes, "classwise"), device, use=("y",))
-    check(HeadCase(batch, ((17, 1, 1), (66, 2, 1)), classes, "gated"), device)
+    check(HeadCase(batch, ((17, 1, 1), (66, 1, 1)), classes, "classwise"), device, [x.flatten(1) for x in head_inputs(HeadCase(batch, ((17, 1, 1), (66, 1, 1))))], use=("y",))
+    check(HeadCase(batch, ((17, 1, 1),), classes, "gated"), device)
 
 
 @pytest.mark.parametrize(
     ("maps", "layout"),
     [
-        (((64, 60, 60), (72, 6, 5)), "channels_last"),  # parts that meet in the tail
+        (((64, 40, 40), (72, 2, 2)), "channels_last"),  # parts that meet in the tail
         (((2, 290, 300),), "contiguous"),  # parts of one plane
-        (((2, 290, 300),), "cropped"),
+        (((1, 290, 300),), "cropped"),
         (((1, 1, 1), (1, 40, 1), (1, 1, 40)), "contiguous"),
-        (((3, 2, 3),) * 16, "contiguous"),
-        (((130, 1, 1), (1030, 2, 9), (16, 1, 33)), "channels_last"),
-        (((130, 1, 1), (1030, 2, 2), (16, 1, 33)), "sliced"),
+        (((3, 1, 2),) * 16, "contiguous"),
+        (((130, 1, 1), (1030, 1, 3), (16, 1, 9)), "channels_last"),
+        (((70, 1, 9), (16, 5, 3)), "sliced"),
     ],
     ids=["parts", "plane", "cropped plane", "ones", "sixteen", "rows", "sliced"],
 )
 def test_shapes(maps, layout, device):
-    for dtype in (torch.float32, torch.bfloat16):
-        check(HeadCase(2, maps, 3, "gated", layout=layout, dtype=dtype), device, use=("y",))
+    check(HeadCase(1, maps, 3, "gated", layout=layout, dtype=torch.bfloat16), device, use=("y",))
 
 
 sizes = st.integers(1, 9)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
-    maps=st.lists(st.tuples(st.integers(1, 70), sizes, sizes), min_size=1, max_size=5),
-    batch=st.integers(0, 4),
+    maps=st.lists(st.tuples(st.integers(1, 70), sizes, sizes), min_size=1, max_size=3),
+    batch=st.integers(0, 3),
     classes=st.integers(1, 40),
     attention=st.sampled_from(ATTENTIONS),
     layout=st.sampled_from(LAYOUTS),
@@ -121,19 +120,18 @@ def test_any_shape(maps, batch, classes, attention, layout, dtype, pool_size):
     if batch == 0:
         layout = "contiguous"
     if pool_size != (1, 1):
-        batch, maps = min(batch, 2), maps[:2]
+        batch, maps = min(batch, 1), maps[:1]
     check(HeadCase(batch, tuple(maps), classes, attention, pool_size, layout=layout, dtype=dtype), DEVICE)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("count", "dtype"), [(1, torch.float16), (4, torch.float32), (4, torch.bfloat16), (5, torch.bfloat16)], ids=str)
 def test_pooled_features(dtype, count, device):
     """Up to four go to the tail directly, five by way of the pool; any strides; fp32 beside bf16 and fp16."""
-    case = HeadCase(dtype=dtype, maps=((17, 1, 1), (40, 1, 1), (8, 1, 1), (3, 1, 1), (20, 1, 1))[:count])
+    case = HeadCase(dtype=dtype, maps=((17, 1, 1), (33, 1, 1), (8, 1, 1), (3, 1, 1), (2, 1, 1))[:count])
     pooled = [x.flatten(1) for x in head_inputs(case)]
-    check(case, device, pooled)
+    check(case, device, pooled, use=("y",))
     check(case, device, [pooled[0].t().contiguous().t(), *(x.float() for x in pooled[1:])])
-    check(case, device, [pooled[0][:1].expand(3, -1), *pooled[1:]])
+    check(case, device, [pooled[0][:1].expand(3, -1), *pooled[1:]], use=("branches",))
 
 
 def test_pooled_beside_maps(device):
@@ -192,11 +190,11 @@ def test_strides_of_upstream_gradients_and_parameters_do_not_matter(attention, d
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values_propagate(dtype, value, device):
     for attention in ("classwise", "gated"):
-        case = HeadCase(attention=attention, dtype=dtype)
+        case = HeadCase(2, ((5, 4, 3), (32, 3, 6)), attention=attention, dtype=dtype)
         maps = [x.to(device) for x in head_inputs(case)]
         maps[1][1, 3, 2, 5] = value
         head = FusedInterflowHead.from_eager(case.head()).to(device)
@@ -208,7 +206,7 @@ def test_special_values_propagate(dtype, value, device):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_nan_upstream_reaches_its_image_only(attention, device):
-    case = HeadCase(attention=attention)
+    case = HeadCase(3, ((5, 3, 2), (9, 1, 1), (7, 1, 1)), attention=attention)
     head, maps = FusedInterflowHead.from_eager(case.head()).to(device), [x.to(device) for x in head_inputs(case)]
     dy, dz = torch.randn(3, 10, device=device), torch.randn(3, 3, 10, device=device)
     dy[1, 4] = float("nan")
@@ -217,10 +215,9 @@ def test_nan_upstream_reaches_its_image_only(attention, device):
         assert torch.equal(grads[name].isnan(), e.isnan()), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("attention", ["nxn", "gated"])
+@pytest.mark.parametrize(("attention", "dtype"), [("nxn", torch.float32), ("gated", torch.bfloat16)], ids=str)
 def test_an_image_does_not_depend_on_its_batch(attention, dtype, device):
-    case = HeadCase(19, ((64, 12, 7), (40, 3, 3)), 20, attention, layout="channels_last", dtype=dtype)
+    case = HeadCase(19, ((64, 3, 2), (40, 1, 1)), 20, attention, layout="channels_last", dtype=dtype)
     head, maps = FusedInterflowHead.from_eager(case.head()).to(device), [x.to(device) for x in head_inputs(case)]
     dy = torch.randn(19, 20).to(device, dtype)
 

@@ -13,6 +13,7 @@ from interflow_kernels.testing import LAYOUTS, TapCase, assert_close, assert_sam
 
 raw_tap = torch.ops.interflow_kernels.stage_tap.default
 raw_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
+EXAMPLES = 300 if torch.cuda.is_available() else 40
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = pytest.mark.parametrize("max_pool", [True, False], ids=["pooled", "mean"])
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
@@ -109,7 +110,7 @@ def check(case, device, use=("dm", "dp"), seed=0):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_layouts_shifts(dtype, layout, max_pool, device):
-    for shift, use in (("none", ("dm", "dp")), ("own", ("dm",)), ("fp32", ("dp",)), ("strided", ("dm", "dp"))):
+    for shift, use in (("none", ("dm",)), ("own", ("dp",)), ("strided", ("dm", "dp"))):
         check(TapCase((2, 11, 5, 7), dtype, layout, max_pool, shift, special=True), device, use)
     check(TapCase((2, 11, 5, 7), dtype, layout, max_pool), device)
 
@@ -118,7 +119,7 @@ def test_dtypes_layouts_shifts(dtype, layout, max_pool, device):
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
-        ((1, 66, 46, 48), "channels_last"),  # parts: the last to arrive adds them
+        ((1, 9, 61, 90), "channels_last"),  # parts: the last to arrive adds them
         ((1, 70, 6, 4), "channels_last"),
         ((2, 9, 1, 5), "channels_last"),
         ((1, 3, 50, 48), "contiguous"),  # more than a tile
@@ -130,11 +131,10 @@ def test_dtypes_layouts_shifts(dtype, layout, max_pool, device):
     ids=str,
 )
 def test_shapes(shape, layout, max_pool, device):
-    for dtype in (torch.float32, torch.bfloat16):
-        check(TapCase(shape, dtype, layout, max_pool, special=True), device)
+    check(TapCase(shape, torch.bfloat16, layout, max_pool, special=True), device)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 20)),
     dtype=st.sampled_from(DTYPES),

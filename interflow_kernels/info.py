@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,11 +20,23 @@ def build_info() -> dict[str, Any] | None:
     return dict(_C.build_info(), has_avx2=_C.has_avx2())
 
 
+def triton_version() -> str | None:
+    """Of the installed Triton, which need not be imported for it, or None."""
+    for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton-xpu", "triton-xpu", "triton-windows"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
 def devices() -> list[str]:
     """The device types that this torch can use here."""
     found = ["cpu"]
     if torch.cuda.is_available():
         found.append("cuda")
+    if torch.xpu.is_available():
+        found.append("xpu")
     if torch.backends.mps.is_available():
         found.append("mps")
     return found
@@ -46,6 +59,7 @@ def report() -> str:
         running = "baseline" if os.environ.get("INTERFLOW_CPU_ISA") == "baseline" else widest
         lines.append(f"CPU kernels       {', '.join(built['cpu_kernels'])}; this processor runs {running}")
     lines.append("GPU kernels       none in this version (CUDA architectures: none)")
+    lines.append(f"Triton            {triton_version() or 'not installed'} (kernels of its own, for GPUs without compiled ones; needs >= 3.6)")
     lines.append(f"backend           {_backend.requested()!r} asked for (INTERFLOW_BACKEND, interflow_kernels.backend)")
     for device in devices():
         chosen = next((name for name in ("native", "triton") if _backend.reason_against(name, device) is None), "eager")

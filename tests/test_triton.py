@@ -54,7 +54,12 @@ def test_asked_for_on_a_device_that_it_does_not_serve():
     assert stage_tap(torch.ones(1, 1, 2, 2))[1].item() == 1
 
 
-REASON = "from interflow_kernels.triton import registration as r; print(r.reason_against('cuda')); from interflow_kernels import _backend; print(_backend.reason_against('triton', 'cuda'))"
+REASON = """
+from interflow_kernels import _backend
+from interflow_kernels.triton import registration
+print(registration.reason_against("cuda"))
+print(_backend.reason_against("triton", "cuda"))
+"""
 
 
 def test_what_is_missing_is_named_with_its_remedy(tmp_path):
@@ -112,7 +117,10 @@ with backend("triton"):
 print(served())
 """
     assert python(code, TRITON_INTERPRET="1") == ["False", "True", "False", "True", "True", "False"]
-    assert python(f"{SERVED}\nprint(served())\nwith backend('native'):\n    print(served())", TRITON_INTERPRET="1", INTERFLOW_BACKEND="triton") == ["True", "False"]
+    assert python(f"{SERVED}\nprint(served())\nwith backend('native'):\n    print(served())", TRITON_INTERPRET="1", INTERFLOW_BACKEND="triton") == [
+        "True",
+        "False",
+    ]
 
 
 @needs_triton
@@ -127,7 +135,11 @@ print(u.grad.shape, torch.compile(lambda u: stage_tap(u)[1], backend="aot_eager"
     # _native is what loads the library, so it is kept from finding it
     blocked = "import torch; torch.ops.load_library = lambda path: (_ for _ in ()).throw(OSError('hidden'))\n"
     assert python(blocked + code, TRITON_INTERPRET="1") == ["True True interflow_kernels::stage_tap", "torch.Size([2, 3, 4, 5]) True"]
-    plain = "import interflow_kernels as k; from interflow_kernels.triton import registration as r; print(r.schemas_exist(), k.stage_tap(torch.ones(1, 1, 2, 2))[1].item())"
+    plain = """
+import torch, interflow_kernels
+from interflow_kernels.triton import registration
+print(registration.schemas_exist(), interflow_kernels.stage_tap(torch.ones(1, 1, 2, 2))[1].item())
+"""
     hidden = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'triton' else f(n, *a)\n"
     assert python(blocked + hidden + plain) == ["False 1.0"]
 

@@ -95,5 +95,3 @@ def vgg16_maps(batch, dtype, layout):
         x = torch.empty(batch, channels, side, side, dtype=dtype)
         maps.append(x.to(memory_format=torch.channels_last) if layout == "channels_last" else x)
     return maps
-
-

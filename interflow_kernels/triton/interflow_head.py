@@ -42,7 +42,10 @@ def check_parameters(
         "attention_weight": {"nxn": [n, n], "gated": [n, n], "classwise": [n, k], "folded": None}.get(attention, [n]),
         "attention_bias": {"hard": None, "1xn": [1], "nxn": [n], "gated": [n]}.get(attention, [k]),
     }
-    check((attention_weight is None) == (attention == "folded"), f"{operator}: attention_weight must be a tensor for every attention but 'folded', got {attention!r}")
+    check(
+        (attention_weight is None) == (attention == "folded"),
+        f"{operator}: attention_weight must be a tensor for every attention but 'folded', got {attention!r}",
+    )
     check(attention_bias is not None or attention != "gated", f"{operator}: attention_bias must be a tensor for attention 'gated'")
     for name, t in (("weight", weight), ("bias", bias), ("attention_weight", attention_weight), ("attention_bias", attention_bias)):
         if t is None:
@@ -135,5 +138,12 @@ def interflow_head(
         strides = tuple(s for x in features for s in x.stride()) if direct else ()
         constants = (n, direct, strides, columns, parts, pixels, partial_columns, partial_d, classes, MODES[attention], tiles.power_of_two(n), *tile)
         programs = -(-batch // tile[0]) * -(-classes // tile[1])
-        launch(kernels.head_tail, programs, (*sources, pooled, partial, *parameters, y, branches if need_branches else None, batch), constants, tiles.WARPS, tiles.STAGES)
+        launch(
+            kernels.head_tail,
+            programs,
+            (*sources, pooled, partial, *parameters, y, branches if need_branches else None, batch),
+            constants,
+            tiles.WARPS,
+            tiles.STAGES,
+        )
     return y, branches, pooled

@@ -7,6 +7,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,8 @@ def interflow_head_backward(
     fits = pooled.dim() == 2 and pooled.shape[1] == columns[-1] and pooled.dtype == torch.float32
     check(fits, f"{name}: pooled must be [B, {columns[-1]}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
     batch, classes = pooled.shape[0], weight.shape[0]
-    for given, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
-        check(t is None or list(t.shape) == shape, f"{name}: {given} must be {shape}, got {None if t is None else list(t.shape)}")
+    for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
+        check(t is None or list(t.shape) == shape, f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
     check(all(0 <= i < n for i in feature_stages), f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
 
     # Allocate
@@ -104,7 +105,7 @@ def interflow_head_backward(
                 sums = fp32((image_tiles * class_tiles, n * n + n))
             elif from_scores:
                 sums = fp32((image_tiles * (n + 1), classes))
-            given = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
+            given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
             constants = (dy_strides, dz_strides, n, columns, classes, mode, tiles.IMAGES, tile_k, tiles.STEP)
             launch(kernels.head_scores, image_tiles * class_tiles, given, constants, tiles.WARPS, tiles.STAGES)
 

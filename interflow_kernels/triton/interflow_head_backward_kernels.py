@@ -94,7 +94,21 @@ def head_scores(
 
 @triton.jit
 def _upstream(
-    dy, dbranches, dscores, attention_weight, b, k, i, batch, DY: tl.constexpr, DZ: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, SCALED: tl.constexpr
+    dy,
+    dbranches,
+    dscores,
+    attention_weight,
+    b,
+    k,
+    i,
+    batch,
+    DY: tl.constexpr,
+    DZ: tl.constexpr,
+    N: tl.constexpr,
+    N2: tl.constexpr,
+    K: tl.constexpr,
+    MODE: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """dscores[b, i, k] of a tile [images, classes], 0 outside; without A where that is multiplied later (SCALED)."""
     rows = b.to(tl.int64)[:, None]

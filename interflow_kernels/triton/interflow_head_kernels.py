@@ -160,20 +160,22 @@ def weight_tile(weight, k, d, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.c
 
 
 @triton.jit
-def with_bias(z, bias, k, I: tl.constexpr, K: tl.constexpr):
+def with_bias(z, bias, k, STAGE: tl.constexpr, K: tl.constexpr):
     if bias is not None:
-        z += to_fp32(tl.load(bias + I * K + k, mask=k < K, other=0.0))[None, :]
+        z += to_fp32(tl.load(bias + STAGE * K + k, mask=k < K, other=0.0))[None, :]
     return z
 
 
 @triton.jit
-def branch_scores(pooled, weight, bias, b, k, batch, I: tl.constexpr, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr):
+def branch_scores(
+    pooled, weight, bias, b, k, batch, STAGE: tl.constexpr, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr
+):
     """z_i of a tile of images and classes, from pooled."""
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
     for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
         z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
-    return with_bias(z, bias, k, I, K)
+    return with_bias(z, bias, k, STAGE, K)
 
 
 @triton.jit
@@ -237,7 +239,7 @@ def _finished_scores(
     tile,
     DIRECT: tl.constexpr,
     STRIDES: tl.constexpr,
-    I: tl.constexpr,
+    STAGE: tl.constexpr,
     COLUMN: tl.constexpr,
     WIDTH: tl.constexpr,
     D: tl.constexpr,
@@ -255,7 +257,7 @@ def _finished_scores(
         d = first + tl.arange(0, STEP)
         inside = (b < batch)[:, None] & (d < WIDTH)[None, :]
         if DIRECT:
-            p = to_fp32(tl.load(x + rows * STRIDES[2 * I] + d.to(tl.int64)[None, :] * STRIDES[2 * I + 1], mask=inside, other=0.0))
+            p = to_fp32(tl.load(x + rows * STRIDES[2 * STAGE] + d.to(tl.int64)[None, :] * STRIDES[2 * STAGE + 1], mask=inside, other=0.0))
         elif PARTS > 1:
             p = tl.zeros([b.shape[0], STEP], tl.float32)
             lost = tl.zeros([b.shape[0], STEP], tl.float32)
@@ -312,7 +314,26 @@ def head_tail(
 
     for i in tl.static_range(N):
         z = _finished_scores(
-            xs[i], pooled, partial, weight, b, k, batch, tile, DIRECT, STRIDES, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, PARTS[i], PIXELS[i], PARTIAL_COLUMNS[i], PARTIAL_D, K, STEP
+            xs[i],
+            pooled,
+            partial,
+            weight,
+            b,
+            k,
+            batch,
+            tile,
+            DIRECT,
+            STRIDES,
+            i,
+            COLUMNS[i],
+            COLUMNS[i + 1] - COLUMNS[i],
+            D,
+            PARTS[i],
+            PIXELS[i],
+            PARTIAL_COLUMNS[i],
+            PARTIAL_D,
+            K,
+            STEP,
         )
         z = with_bias(z, bias, k, i, K)
         if branches is not None:

@@ -50,8 +50,6 @@ def _missing() -> str | None:
 
 
 def _reason(device: str) -> str | None:
-    if device not in _KEYS:
-        return f"Triton has no device {device!r}; ask for 'native' or 'eager'"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton serves GPUs; on the CPU its interpreter runs where TRITON_INTERPRET=1 is set before the start"
     return _missing()
@@ -63,7 +61,7 @@ REASONS: dict[str, str | None] = {device: _reason(device) for device in _KEYS}
 
 def reason_against(device: str) -> str | None:
     """None where the Triton kernels run on `device` ("cuda", "xpu", ...), else cause and remedy in one sentence."""
-    return REASONS[device] if device in REASONS else f"Triton has no device {device!r}; ask for 'native' or 'eager'"
+    return REASONS.get(device, f"Triton does not serve device {device!r}; ask for 'native' or 'eager'")
 
 
 def native_serves(device: str) -> bool:

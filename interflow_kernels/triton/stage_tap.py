@@ -106,7 +106,10 @@ def stage_tap_backward(
         _check(list(dm.shape) == expected and dm.dtype == like.dtype, f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
         _check(dm.device == mask.device, f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
     if dp is not None:
-        _check(list(dp.shape) == [batch, channels] and dp.dtype == torch.float32, f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}")
+        _check(
+            list(dp.shape) == [batch, channels] and dp.dtype == torch.float32,
+            f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}",
+        )
         _check(dp.device == mask.device, f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
 
     # Allocate

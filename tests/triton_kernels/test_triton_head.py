@@ -80,7 +80,12 @@ def test_adaptive_windows(pool_size, layout, device):
 
 @pytest.mark.parametrize(("batch", "classes"), [(1, 1), (17, 16), (33, 17)])
 def test_tiles(batch, classes, device):
-    check(HeadCase(batch, ((17, 1, 1), (66, 1, 1)), classes, "classwise"), device, [x.flatten(1) for x in head_inputs(HeadCase(batch, ((17, 1, 1), (66, 1, 1))))], use=("y",))
+    check(
+        HeadCase(batch, ((17, 1, 1), (66, 1, 1)), classes, "classwise"),
+        device,
+        [x.flatten(1) for x in head_inputs(HeadCase(batch, ((17, 1, 1), (66, 1, 1))))],
+        use=("y",),
+    )
     check(HeadCase(batch, ((17, 1, 1),), classes, "gated"), device)
 
 

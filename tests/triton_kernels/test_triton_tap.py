@@ -173,7 +173,12 @@ def test_strides_of_upstream_gradients_do_not_matter(layout, dtype, device):
     u, shift = in_layout(u.to(device), layout), shift.to(device)
     dm, dp = (g.to(device) for g in upstreams(shape, dtype, True))
     expected = run(u, shift, True, dm, dp)
-    for each in (in_layout(dm, "channels_last"), in_layout(dm, "permuted"), dm.repeat_interleave(2, 3)[..., ::2], dm.transpose(2, 3).contiguous().transpose(2, 3)):
+    for each in (
+        in_layout(dm, "channels_last"),
+        in_layout(dm, "permuted"),
+        dm.repeat_interleave(2, 3)[..., ::2],
+        dm.transpose(2, 3).contiguous().transpose(2, 3),
+    ):
         for name, a, b in zip(("du", "dshift"), run(u, shift, True, each, dp.t().contiguous().t())[2:], expected[2:], strict=True):
             assert_same_bits(f"{name} of dm with strides {each.stride()}", a, b)
     for one in (dm.new_tensor(0.7), dm[:, :, :1, :1], dm[:1]):

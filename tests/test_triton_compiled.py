@@ -1,6 +1,9 @@
 """Triton's kernels compiled for every GPU target without a GPU: registers, spills, 16-byte accesses, matrix units, arguments."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +135,68 @@ def test_a_spill_is_seen():
     launch = head_launches(torch.float32, "contiguous", "nxn", "pooled")["head_tail"]
     launch.constants = (*launch.constants[:-1], 128)
     assert resources(compiled(launch, TARGETS["sm_90"])).spilled > 0
+
+
+LAUNCHING = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+seen = []
+
+
+class Launcher:
+    def __init__(self, source, metadata):
+        self.name = source.fn.__name__
+
+    def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
+        seen.append((self.name, x, y, z, [(type(a).__name__, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments]))
+
+
+class Driver:
+    class utils:
+        load_binary = staticmethod(lambda *a: (1, 2, 64, 0, 1024))
+        get_device_properties = staticmethod(lambda device: dict(max_shared_mem=232448, multiprocessor_count=132))
+        unload_module = staticmethod(lambda module: None)
+
+    launcher_cls = Launcher
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+
+driver.set_active(Driver())
+from test_triton_compiled import WIDTHS
+from interflow_kernels.triton import _launch, interflow_head, interflow_head_backward, stage_tap
+_launch.options = lambda maker, *rest, options=_launch.options: options("cuda", *rest)
+
+
+def calls(batch):
+    seen.clear()
+    u = torch.empty(batch, 64, 12, 10, dtype=torch.bfloat16)
+    m, p, mask = stage_tap.stage_tap(u, None, True, True)
+    stage_tap.stage_tap_backward(m, p, mask, u, True, False, True)
+    parameters = (torch.empty(20, sum(WIDTHS)), None, torch.empty(4, 4), torch.empty(4), "nxn")
+    y, _, pooled = interflow_head.interflow_head([torch.empty(batch, w) for w in WIDTHS], *parameters, [1, 1], False, None)
+    interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, WIDTHS, [0], True, True, True)
+    return list(seen)
+
+
+first = calls(3)
+compiled = dict(_launch._compiled)
+assert [c[0] for c in first] == ["tap_planes", "tap_planes_backward", "sum_rows", "head_tail", "head_gradients", "head_attention"], first
+assert calls(3) == first  # past the binder: the launcher gets the same
+calls(16), calls(1)
+assert _launch._compiled == compiled  # no batch size compiles anew
+print(len(compiled))
+"""
+
+
+def test_launches_past_the_binder_hand_over_the_same_arguments():
+    """With a driver that loads and launches nothing: what reaches the launcher by Triton's own way, and by ours."""
+    code = LAUNCHING.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "6"

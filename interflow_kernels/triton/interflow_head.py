@@ -6,7 +6,7 @@ already, as a StageTap gives them. What depends on shapes only is planned once a
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,40 +20,43 @@ MODES = {"hard": 0, "1xn": 0, "nxn": 1, "classwise": 2, "gated": 3, "folded": 4}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RuntimeError(sentence)
+def fail(sentence: str) -> NoReturn:
+    raise RuntimeError(sentence)
 
 
 def check_dtype(operator: str, name: str, t: Tensor) -> None:
-    check(t.dtype in _DTYPES, f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
+    if t.dtype not in _DTYPES:
+        fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
 
 
 def check_parameters(
     operator: str, weight: Tensor, bias: Tensor | None, attention_weight: Tensor | None, attention_bias: Tensor | None, attention: str, n: int, width: int
 ) -> None:
     """Shapes, dtypes and devices of the head's parameters, as the compiled operators ask for them."""
-    check(attention in MODES, f"{operator}: attention must be one of hard, 1xn, nxn, classwise, gated, folded, got {attention!r}")
-    check(weight.dim() == 2 and weight.shape[0] > 0, f"{operator}: weight must be [K, D] with K of at least 1, got {list(weight.shape)}")
-    check(weight.shape[1] == width, f"{operator}: weight must have D = {width} columns, the sum of the features' pooled values, got {list(weight.shape)}")
+    if attention not in MODES:
+        fail(f"{operator}: attention must be one of hard, 1xn, nxn, classwise, gated, folded, got {attention!r}")
+    if not (weight.dim() == 2 and weight.shape[0] > 0):
+        fail(f"{operator}: weight must be [K, D] with K of at least 1, got {list(weight.shape)}")
+    if weight.shape[1] != width:
+        fail(f"{operator}: weight must have D = {width} columns, the sum of the features' pooled values, got {list(weight.shape)}")
     k = weight.shape[0]
     shapes: dict[str, list[int] | None] = {
         "bias": [n, k],
         "attention_weight": {"nxn": [n, n], "gated": [n, n], "classwise": [n, k], "folded": None}.get(attention, [n]),
         "attention_bias": {"hard": None, "1xn": [1], "nxn": [n], "gated": [n]}.get(attention, [k]),
     }
-    check(
-        (attention_weight is None) == (attention == "folded"),
-        f"{operator}: attention_weight must be a tensor for every attention but 'folded', got {attention!r}",
-    )
-    check(attention_bias is not None or attention != "gated", f"{operator}: attention_bias must be a tensor for attention 'gated'")
+    if (attention_weight is None) is not (attention == "folded"):
+        fail(f"{operator}: attention_weight must be a tensor for every attention but 'folded', got {attention!r}")
+    if attention_bias is None and attention == "gated":
+        fail(f"{operator}: attention_bias must be a tensor for attention 'gated'")
     for name, t in (("weight", weight), ("bias", bias), ("attention_weight", attention_weight), ("attention_bias", attention_bias)):
         if t is None:
             continue
         check_dtype(operator, name, t)
-        check(t.device == weight.device, f"{operator}: {name} must be on the device of weight, {weight.device}, got {t.device}")
-        if name != "weight":
-            check(list(t.shape) == shapes[name], f"{operator}: {name} must be {shapes[name]} for attention {attention!r}, got {list(t.shape)}")
+        if t.device != weight.device:
+            fail(f"{operator}: {name} must be on the device of weight, {weight.device}, got {t.device}")
+        if name != "weight" and list(t.shape) != shapes[name]:
+            fail(f"{operator}: {name} must be {shapes[name]} for attention {attention!r}, got {list(t.shape)}")
 
 
 def dense(t: Tensor | None) -> Tensor | None:
@@ -101,14 +104,20 @@ def interflow_head(
     # Check
     name = "interflow_head"
     n = len(features)
-    check(1 <= n <= MAX_STAGES, f"{name}: features must name 1 to {MAX_STAGES} stages, got {n}")
-    check(len(pool_size) == 2 and min(pool_size) > 0, f"{name}: pool_size must be two numbers of at least 1, got {list(pool_size)}")
+    if not (1 <= n <= MAX_STAGES):
+        fail(f"{name}: features must name 1 to {MAX_STAGES} stages, got {n}")
+    if not (len(pool_size) == 2 and min(pool_size) > 0):
+        fail(f"{name}: pool_size must be two numbers of at least 1, got {list(pool_size)}")
     batch = features[0].shape[0] if features[0].dim() else 0
     for i, x in enumerate(features):
-        check(x.dim() in (2, 4), f"{name}: features[{i}] must be [B, C, H, W] or, already pooled, [B, D_i], got {list(x.shape)}")
-        check(x.dim() == 2 or min(x.shape[2:]) > 0, f"{name}: features[{i}] must have H and W of at least 1, got {list(x.shape)}")
-        check(x.shape[0] == batch, f"{name}: features[{i}] must have the batch of features[0], {batch}, got {list(x.shape)}")
-        check(x.device == weight.device, f"{name}: features[{i}] must be on the device of weight, {weight.device}, got {x.device}")
+        if x.dim() not in (2, 4):
+            fail(f"{name}: features[{i}] must be [B, C, H, W] or, already pooled, [B, D_i], got {list(x.shape)}")
+        if not (x.dim() == 2 or min(x.shape[2:]) > 0):
+            fail(f"{name}: features[{i}] must have H and W of at least 1, got {list(x.shape)}")
+        if x.shape[0] != batch:
+            fail(f"{name}: features[{i}] must have the batch of features[0], {batch}, got {list(x.shape)}")
+        if x.device != weight.device:
+            fail(f"{name}: features[{i}] must be on the device of weight, {weight.device}, got {x.device}")
         check_dtype(name, f"features[{i}]", x)
     bins = (pool_size[0], pool_size[1])
     plan = _pool_plan(tuple((0, *x.shape[1:]) for x in features), tuple(x.stride() for x in features), tuple(x.element_size() for x in features), bins)

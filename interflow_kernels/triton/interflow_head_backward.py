@@ -15,7 +15,7 @@ from torch import Tensor
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
 from ._launch import launch, on_device
-from .interflow_head import MAX_STAGES, MODES, check, check_parameters, dense
+from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, fail
 
 
 @functools.lru_cache(maxsize=1024)
@@ -47,16 +47,21 @@ def interflow_head_backward(
     # Check
     name = "interflow_head_backward"
     n = len(widths)
-    check(1 <= n <= MAX_STAGES, f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
-    check(min(widths) >= 0, f"{name}: widths must be at least 0, got {list(widths)}")
+    if not (1 <= n <= MAX_STAGES):
+        fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
+    if not (min(widths) >= 0):
+        fail(f"{name}: widths must be at least 0, got {list(widths)}")
     columns, first, aligned = _columns(tuple(widths))
     check_parameters(name, weight, bias, attention_weight, attention_bias, attention, n, columns[-1])
     fits = pooled.dim() == 2 and pooled.shape[1] == columns[-1] and pooled.dtype == torch.float32
-    check(fits, f"{name}: pooled must be [B, {columns[-1]}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
+    if not (fits):
+        fail(f"{name}: pooled must be [B, {columns[-1]}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
     batch, classes = pooled.shape[0], weight.shape[0]
     for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
-        check(t is None or list(t.shape) == shape, f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
-    check(all(0 <= i < n for i in feature_stages), f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
+        if not (t is None or list(t.shape) == shape):
+            fail(f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
+    if not (all(0 <= i < n for i in feature_stages)):
+        fail(f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
 
     # Allocate
     def output(like: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,8 @@ Forward is one launch: in NCHW a program sums whole planes, in NHWC a whole chan
 parts of it, the last of which to arrive adds them in order. Backward is one launch, and a small one that sums d(shift).
 """
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,13 @@ from ._launch import counters, launch, on_device
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _check(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RuntimeError(sentence)
+def _fail(sentence: str) -> NoReturn:
+    raise RuntimeError(sentence)
 
 
 def _served(operator: str, name: str, t: Tensor) -> None:
-    _check(t.dtype in _DTYPES, f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
+    if t.dtype not in _DTYPES:
+        _fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
 
 
 def _new_map(like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -49,13 +51,17 @@ def _is_wide(shape: tuple[int, int, int, int], *strides: tuple[int, ...]) -> boo
 def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
     """u [B, C, H, W], shift [C] -> m [B, C, H/2, W/2] or [0], p [B, C] fp32, mask [bytes] or [0]."""
     # Check
-    _check(u.dim() == 4 and min(u.shape[2:]) > 0, f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
+    if not (u.dim() == 4 and min(u.shape[2:]) > 0):
+        _fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
     _served("stage_tap", "u", u)
     batch, channels, height, width = shape = (u.shape[0], u.shape[1], u.shape[2], u.shape[3])
     if shift is not None:
-        _check(list(shift.shape) == [channels], f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
-        _check(shift.dtype in (u.dtype, torch.float32), f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
-        _check(shift.device == u.device, f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
+        if list(shift.shape) != [channels]:
+            _fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
+        if shift.dtype not in (u.dtype, torch.float32):
+            _fail(f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+        if shift.device != u.device:
+            _fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
 
     # Sizes
     channels_last = u.stride(1) == 1 and channels > 1
@@ -93,24 +99,27 @@ def stage_tap_backward(
     """dm [B, C, H/2, W/2], dp [B, C], any strides, each may be missing -> du [B, C, H, W], dshift [C] fp32 or [0]."""
     # Check
     name = "stage_tap_backward"
-    _check(like.dim() == 4 and min(like.shape[2:]) > 0, f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
+    if not (like.dim() == 4 and min(like.shape[2:]) > 0):
+        _fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
     _served(name, "u", like)
     batch, channels, height, width = shape = (like.shape[0], like.shape[1], like.shape[2], like.shape[3])
     size = _mask_bytes(shape, max_pool, channels_last)
     fits = mask.dtype == torch.uint8 and mask.is_contiguous() and list(mask.shape) == [size]
-    _check(fits, f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
+    if not (fits):
+        _fail(f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
     if not max_pool:
         dm = None
     if dm is not None:
         expected = [batch, channels, height // 2, width // 2]
-        _check(list(dm.shape) == expected and dm.dtype == like.dtype, f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
-        _check(dm.device == mask.device, f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
+        if not (list(dm.shape) == expected and dm.dtype == like.dtype):
+            _fail(f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
+        if dm.device != mask.device:
+            _fail(f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
     if dp is not None:
-        _check(
-            list(dp.shape) == [batch, channels] and dp.dtype == torch.float32,
-            f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}",
-        )
-        _check(dp.device == mask.device, f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
+        if not (list(dp.shape) == [batch, channels] and dp.dtype == torch.float32):
+            _fail(f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}")
+        if dp.device != mask.device:
+            _fail(f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
 
     # Allocate
     du = _new_map(mask, shape, like.dtype, channels_last)

@@ -131,7 +131,8 @@ def test_dtypes_layouts_shifts(dtype, layout, max_pool, device):
     ids=str,
 )
 def test_shapes(shape, layout, max_pool, device):
-    check(TapCase(shape, torch.bfloat16, layout, max_pool, special=True), device)
+    for special in (True, False):  # special values leave few finite sums
+        check(TapCase(shape, torch.bfloat16, layout, max_pool, special=special), device)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)

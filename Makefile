@@ -5,8 +5,10 @@
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
 # make bench-readme   the README's section on speed anew, from the committed results
+# make gpu     on a machine with an NVIDIA GPU and no network: builds for it, runs the tests that need it, measures; ten minutes, with the Python that
+#              is there (PYTHON, no environment is made). Results in bench/results/<gpu>/ or GPU_OUT.
 # make wheel   builds sdist and wheel into dist/, installs the wheel beside torch alone and runs the head
-# Each makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
+# Each but gpu makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +19,7 @@ BENCH_OUT ?= bench/results/local
 BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
 
-.PHONY: demo test lint bench bench-full bench-compare bench-readme wheel clean
+.PHONY: demo test lint bench bench-full bench-compare bench-readme gpu wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.demo
@@ -42,6 +44,9 @@ bench-compare: $(VENV)/installed
 bench-readme: $(VENV)/installed
 	$(BIN)/python bench/readme.py $(BENCH_RESULTS)
 
+gpu:
+	$(PYTHON) bench/gpu.py $(if $(GPU_OUT),--out $(GPU_OUT))
+
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py
 
@@ -51,8 +56,8 @@ $(VENV)/requirements: constraints.txt pyproject.toml
 	$(PIP) install -q -c constraints.txt torch numpy setuptools wheel ninja pybind11
 	@touch $@
 
-$(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.yaml')
-	INTERFLOW_CUDA=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+$(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.yaml')
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
 	@touch $@
 
 clean:

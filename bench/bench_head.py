@@ -12,7 +12,7 @@ from harness.gate import TOLERANCE
 from harness.inputs import DTYPES, cold_sets, feature_maps
 from harness.memory import saved_bytes
 from harness.roofline import HEAD_STAGES, HeadShape, at_pixels
-from harness.run import Session, limit_read
+from harness.run import Session, device_limits, limit_read
 from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead, InterflowHead
@@ -29,9 +29,28 @@ TARGETS = {  # (dtype, layout, batch): of the forward pass
 PLAIN = ("ours", "eager", "compiled")
 QUICK = [("fp32", layout, b) for layout in ("nchw", "channels_last") for b in (1, 8, 32)] + [("bf16", layout, 8) for layout in ("nchw", "channels_last")]
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+GPU_MODES = (*PLAIN, "TensorRT")
+GPU_CASES = [(224, 1000, b) for b in (1, 8, 32, 128, 256)] + [(32, 10, b) for b in (128, 512, 2048)]  # pixels, K, B
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    yield from gpu_plans(device) if device.type == "cuda" and not full else cpu_plans(full, device)
+
+
+def gpu_plans(device: torch.device) -> Iterator[Plan]:
+    """bf16 in replayed graphs, whose goals goals.GPU_HEAD has; what eager calls cost; what a call costs the host."""
+    for pixels, classes, batch in GPU_CASES:
+        for layout in ("nchw", "channels_last"):
+            yield plan("forward", device, GPU_MODES, "bf16", layout, batch, pixels=pixels, classes=classes, seconds=0.8)
+    for layout in ("nchw", "channels_last"):
+        yield plan("forward+backward", device, PLAIN, "bf16", layout, 32, seconds=1)
+        for batch in (1, 32):
+            yield plan("forward", device, PLAIN, "bf16", layout, batch, calls=True, seconds=0.5)
+    yield Plan("head, host time of a call, tiny inputs", HOST, partial(host, device), 1)
+
+
+def cpu_plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    """What a CPU's targets are set on; with `full` everything, on any device."""
     modes = (*PLAIN, "max-autotune") if full else PLAIN
     cases = [(d, layout, b) for d in DTYPES for layout in ("nchw", "channels_last") for b in BATCHES] if full else QUICK
     for dtype, layout, batch in cases:
@@ -65,20 +84,34 @@ def plan(
     warm: bool = False,
     pixels: int = 224,
     classes: int = 1000,
+    calls: bool = False,
+    seconds: float = 2,
 ) -> Plan:
-    words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224)
+    """calls: on a GPU, eager calls as a user makes them instead of replayed graphs."""
+    words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224) + ["calls"] * calls
     name = " ".join(words).replace("head ", "head, ", 1)
-    return Plan(name, (*modes, "read"), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, device), 2)
+    limits = ("read", "copy", "launch") if device.type == "cuda" else ("read",)
+    return Plan(name, (*modes, *limits), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, calls, device), seconds)
 
 
 def alone(
-    name: str, direction: str, modes: tuple[str, ...], dtype: str, layout: str, batch: int, warm: bool, pixels: int, classes: int, device: torch.device
+    name: str,
+    direction: str,
+    modes: tuple[str, ...],
+    dtype: str,
+    layout: str,
+    batch: int,
+    warm: bool,
+    pixels: int,
+    classes: int,
+    calls: bool,
+    device: torch.device,
 ) -> Case:
     maps = at_pixels(HEAD_STAGES, pixels)
     shape = HeadShape(maps, classes, batch, DTYPES[dtype].itemsize)
     sets = feature_maps(maps, batch, dtype, layout, 1 if warm else cold_sets(shape.map_bytes(), device), device)
     training = direction == "forward+backward"
-    heads = variants(modes, DTYPES[dtype], classes, device)
+    heads, missing = variants(modes, DTYPES[dtype], classes, device)
     eager = heads["eager"]
     dy = torch.randn(batch, classes, generator=torch.Generator().manual_seed(1)).to(device, DTYPES[dtype])
     parameters = list(eager.parameters())
@@ -104,14 +137,21 @@ def alone(
         saved = partial(saved_bytes, lambda head=head: head([x.detach().requires_grad_() for x in sets[0]]), [*sets[0], *parameters])
         providers[mode] = Provider(partial(step, head), "ours" if mode == "ours" else "peer", saved=saved if training else None)
     providers["read"] = limit_read([[*s, eager.weight] for s in sets])
-    about = {"pass": direction, "dtype": dtype, "layout": layout, "batch": batch, "pixels": pixels, "classes": classes, "inputs": "warm" if warm else "cold"}
+    if device.type == "cuda":
+        providers |= device_limits(device)
+    inputs = "calls" if calls else "warm" if warm else "cold"
+    about = {"pass": direction, "dtype": dtype, "layout": layout, "batch": batch, "pixels": pixels, "classes": classes, "inputs": inputs}
     moved = shape.forward_bytes() + (shape.backward_bytes() if training else 0)
-    target = TARGETS.get((dtype, layout, batch), []) if not warm and pixels == 224 and not training else []
+    target = []
+    if inputs == "cold" and device.type == "cuda" and dtype == "bf16":
+        target = (goals.GPU_HEAD_TRAINING if batch == 32 else []) if training else goals.gpu_head(pixels, layout, batch)
+    elif inputs == "cold" and device.type == "cpu" and pixels == 224 and not training:
+        target = TARGETS.get((dtype, layout, batch), [])
     tolerance = TOLERANCE[DTYPES[dtype]]
     return Case(
         "interflow_head",
         name,
-        "device",
+        "wall" if calls else "device",
         providers,
         about,
         len(sets),
@@ -120,29 +160,37 @@ def alone(
         1,
         expected,
         tolerance,
-        {"ours": target} if device.type == "cpu" else {},
+        {"ours": target},
         training,
+        missing,
     )
 
 
-def variants(modes: tuple[str, ...], dtype: torch.dtype, classes: int, device: torch.device) -> dict[str, Any]:
-    """Heads with one set of parameters, by provider name."""
+def variants(modes: tuple[str, ...], dtype: torch.dtype, classes: int, device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:
+    """Heads with one set of parameters, by provider name; and why those that are missing cannot run."""
     torch.manual_seed(0)
     torch.compiler.reset()
     ours = FusedInterflowHead(CHANNELS, classes, "nxn").to(device, dtype)
-    made = {
-        "ours": ours,
-        "eager": ours.to_eager(),
-        "compiled": peers.compiled(ours.to_eager()),
-        "max-autotune": peers.compiled(ours.to_eager(), "max-autotune"),
+    make: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours,
+        "eager": lambda: ours.to_eager(),
+        "compiled": lambda: peers.compiled(ours.to_eager()),
+        "max-autotune": lambda: peers.compiled(ours.to_eager(), "max-autotune"),
+        "TensorRT": lambda: peers.tensorrt(ours.to_eager()),
     }
-    return {mode: made[mode] for mode in modes}
+    made, missing = {}, {}
+    for mode in modes:
+        try:
+            made[mode] = make[mode]()
+        except Unavailable as reason:
+            missing[mode] = str(reason)
+    return made, missing
 
 
 # --- what the head adds to a training step whose maps a max-pool also consumes ---------------------------------------------
 def added(layout: str, device: torch.device) -> Case:
     maps = feature_maps(HEAD_STAGES, 8, "fp32", layout, 1, device)[0]
-    heads: dict[str, Any] = {**variants(("ours", "eager"), torch.float32, 1000, device), "none": None}
+    heads: dict[str, Any] = {**variants(("ours", "eager"), torch.float32, 1000, device)[0], "none": None}
     leaves = [x.requires_grad_() for x in maps]
     down = [torch.ones_like(F.max_pool2d(x, 2, 2)) for x in maps]
 
@@ -170,7 +218,7 @@ ENGINES = ("ours", "eager", "compiled", "ONNX Runtime", "OpenVINO", "read")
 def folded(batch: int, device: torch.device) -> Case:
     shape = HeadShape(HEAD_STAGES, 1000, batch, 4)
     sets = feature_maps(HEAD_STAGES, batch, "fp32", "nchw", cold_sets(shape.map_bytes(), device), device)
-    heads = variants(("ours", "eager"), torch.float32, 1000, device)
+    heads, _ = variants(("ours", "eager"), torch.float32, 1000, device)
     ours, eager = heads["ours"].fold(), heads["eager"].fold()
 
     def run(head: Any, i: int) -> Tensor:
@@ -224,7 +272,7 @@ def host(device: torch.device) -> Case:
     providers = {name: Provider(partial(repeated, f), "peer" if name.startswith("eager") else "ours") for name, f in calls.items()}
     providers["torch.empty"] = Provider(partial(repeated, lambda: torch.empty(4, 4, device=device)), "limit", bytes=1)
     about = {"pass": "forward", "dtype": "fp32", "layout": "nchw", "batch": 1, "inputs": "warm"}
-    targets = {"raw operator": [goals.host_time(9)], "head(xs)": [goals.host_time(16)]}
+    targets = {"raw operator": [goals.call_time(9)], "head(xs)": [goals.call_time(16)]}
     return Case(
         "host time", "head, host time of a call, tiny inputs", "wall", providers, about, repeats=100, expected=lambda: [eager(maps)], goals=targets, bytes=0
     )

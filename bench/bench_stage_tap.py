@@ -12,7 +12,7 @@ from harness.gate import TOLERANCE
 from harness.inputs import DTYPES, cold_sets, feature_maps
 from harness.memory import saved_bytes
 from harness.roofline import BOUNDARIES, HEAD_STAGES, TapShape
-from harness.run import Session, limit_copy, limit_read
+from harness.run import Session, device_limits, limit_copy, limit_read
 from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead, stage_tap
@@ -25,6 +25,21 @@ MODES = ("ours", "eager", "compiled")
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    yield from gpu_plans(device) if device.type == "cuda" and not full else cpu_plans(full, device)
+
+
+def gpu_plans(device: torch.device) -> Iterator[Plan]:
+    """Every boundary of VGG-16 in bf16 with the convolutions' biases, forward for training and backward, whose goals goals.GPU_TAP has."""
+    for batch in (32, 128):
+        for layout in ("channels_last", "nchw"):
+            for direction in ("forward keeping masks", "backward"):
+                yield plan("five boundaries", direction, "bf16", layout, batch, True, MODES, device, 1)
+    for layout in ("channels_last", "nchw"):
+        yield plan("five boundaries", "forward", "bf16", layout, 8, True, MODES, device, 0.8)
+
+
+def cpu_plans(full: bool, device: torch.device) -> Iterator[Plan]:
+    """What a CPU's targets are set on; with `full` everything, on any device."""
     chosen = [("four stages", p, "fp32", layout, 8, False) for p in ("forward", "forward+backward") for layout in LAYOUTS]
     chosen += [("four stages", "forward", "fp32", layout, b, False) for layout in LAYOUTS for b in (1, 32)]
     chosen += [("four stages", "forward", "bf16", layout, 8, False) for layout in LAYOUTS]
@@ -46,7 +61,7 @@ def test_case(benchmark: Any, plan: Plan, provider: str, session: Session) -> No
 def plan(stages: str, direction: str, dtype: str, layout: str, batch: int, shift: bool, modes: tuple[str, ...], device: torch.device, seconds: float) -> Plan:
     name = f"tap, {stages}, {direction} {dtype} {layout} B={batch}" + " with shift" * shift
     build = partial(alone, name, stages, direction, dtype, layout, batch, shift, modes, device)
-    return Plan(name, (*modes, "read", "copy"), build, seconds)
+    return Plan(name, (*modes, "read", "copy", *(["launch"] if device.type == "cuda" else [])), build, seconds)
 
 
 # --- the operator alone -----------------------------------------------------------------------------------------------
@@ -63,22 +78,26 @@ def fused_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> list[Tensor]:
 
 def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch: int, shift: bool, modes: tuple[str, ...], device: torch.device) -> Case:
     maps = STAGES[stages]
+    differentiates = direction in ("forward+backward", "backward")
     max_pool = tuple(stages == "four stages" or i < len(maps) - 1 for i in range(len(maps)))
     shape = TapShape(maps, max_pool, batch, DTYPES[dtype].itemsize)
     sets = feature_maps(maps, batch, dtype, layout, cold_sets(shape.map_bytes(), device), device)
-    generator = torch.Generator().manual_seed(1)
-    shifts = [torch.randn(c, generator=generator).to(device, DTYPES[dtype]) if shift else None for c, _, _ in maps]
+    generator = torch.Generator(device).manual_seed(1)
+    shifts = [torch.randn(c, generator=generator, device=device).to(DTYPES[dtype]) if shift else None for c, _, _ in maps]
 
     def run(tap: Callable[..., list[Tensor]], us: list[Tensor], bs: list[Tensor | None]) -> list[Tensor]:
         return [y for u, b, m in zip(us, bs, max_pool, strict=True) for y in tap(u, b, m)]
 
     torch.compiler.reset()
+    if direction == "backward":  # one forward pass is differentiated again and again: a compiled one must not give its memory away
+        torch._functorch.config.donated_buffer = False
+    kept: dict[Any, Any] = {}  # for "backward": outputs and leaves of the forward pass, by way, input set and stream
     ways: dict[str, Callable[..., list[Tensor]]] = {
         "ours": partial(run, fused_tap),
         "eager": partial(run, plain_tap),
         "compiled": peers.compiled(partial(run, plain_tap)),
     }
-    up = [torch.randn(y.shape, generator=generator).to(y) for y in run(plain_tap, sets[0], shifts)]
+    up = [torch.randn(y.shape, generator=generator, device=device).to(y) for y in run(plain_tap, sets[0], shifts)]
     up = [g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 and layout == "channels_last" else g for g in up]
 
     def step(way: Callable[..., list[Tensor]], given: list[Tensor], bs: list[Tensor | None], downs: list[Tensor]) -> list[Tensor]:
@@ -92,7 +111,18 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
             return ys
         return [*ys, *torch.autograd.grad(ys, [*leaves, *(b for b in biases if b is not None)], [g.to(y.dtype) for g, y in zip(downs, ys, strict=True)])]
 
+    def backward(mode: str, i: int) -> list[Tensor]:
+        """The backward pass alone, of a forward pass on the same stream: autograd runs it there."""
+        key = mode, i, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        if key not in kept:
+            leaves = [t.detach().requires_grad_() for t in (*sets[i], *(b for b in shifts if b is not None))]
+            kept[key] = ways[mode](leaves[: len(maps)], leaves[len(maps) :] if shift else shifts), leaves
+        ys, leaves = kept[key]
+        return list(torch.autograd.grad(ys, leaves, [g.to(y.dtype) for g, y in zip(up, ys, strict=True)], retain_graph=True))
+
     def expected() -> list[Tensor]:
+        if direction == "backward":
+            return backward("eager", 0)
         if dtype == "fp32":
             return step(ways["eager"], [u.double() for u in sets[0]], [b if b is None else b.double() for b in shifts], up)
         return step(ways["eager"], sets[0], shifts, up)  # which element of a window is the first maximum depends on the rounding
@@ -100,11 +130,14 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
     providers = {}
     for mode in modes:
         forward = partial(lambda way: way([u.detach().requires_grad_() for u in sets[0]], shifts), ways[mode])
-        saved = partial(saved_bytes, forward, sets[0]) if direction == "forward+backward" else None
-        providers[mode] = Provider(lambda i, way=ways[mode]: step(way, sets[i], shifts, up), "ours" if mode == "ours" else "peer", saved=saved)
-    providers |= {"read": limit_read(sets), "copy": limit_copy(sets)}
+        saved = partial(saved_bytes, forward, sets[0]) if differentiates else None
+        call = partial(backward, mode) if direction == "backward" else lambda i, way=ways[mode]: step(way, sets[i], shifts, up)
+        providers[mode] = Provider(call, "ours" if mode == "ours" else "peer", saved=saved)
+    providers["read"] = limit_read(sets)
+    providers |= device_limits(device) if device.type == "cuda" else {"copy": limit_copy(sets)}
     about = {"pass": direction, "dtype": dtype, "layout": layout, "batch": batch, "pixels": 224, "inputs": "cold", "stages": stages, "shift": shift}
-    moved = shape.forward_bytes(training=direction != "forward") + (shape.backward_bytes() if direction == "forward+backward" else 0)
+    moved = (shape.backward_bytes() if differentiates else 0) + (0 if direction == "backward" else shape.forward_bytes(training=direction != "forward"))
+    gpu_goals = goals.GPU_TAP.get((direction, layout), []) if device.type == "cuda" and dtype == "bf16" and batch >= 32 and shift else []
     bound = GOALS.get(direction) if (stages, dtype, batch, shift) == ("four stages", "fp32", 8, False) and device.type == "cpu" else None
     return Case(
         "stage_tap",
@@ -117,8 +150,8 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
         batch,
         expected=expected,
         tolerance=TOLERANCE[DTYPES[dtype]],
-        goals={"ours": [goals.faster_than_peers(bound)] if bound else []},
-        memory=direction == "forward+backward",
+        goals={"ours": [goals.faster_than_peers(bound)] if bound else gpu_goals},
+        memory=differentiates,
     )
 
 

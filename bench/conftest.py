@@ -23,11 +23,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="every case: more batches, 224 pixels, compiled networks, max-autotune")
     group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption("--scale", type=float, default=1.0, help="multiplies the seconds that each case is timed for")
+    group.addoption("--budget", type=float, default=None, help="seconds after which no further case is begun")
     group.addoption("--case", default="", help="only cases whose name contains this text")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SESSIONS] = Session(torch.device(config.getoption("--device")), config.getoption("--scale"))
+    device = torch.device(config.getoption("--device"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    budget = config.getoption("--budget")
+    config.stash[SESSIONS] = Session(
+        device, config.getoption("--scale"), patience=60.0 if device.type == "cpu" else 5.0, deadline=None if budget is None else STARTED + budget
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -9,6 +9,7 @@ from reporting.page import page
 from reporting.results import Results, headline, load, machine_line, verdict
 from reporting.tables import tables
 
+MADE_BY = {"quick": "bench", "full": "bench-full", "gpu": "gpu"}  # set -> target
 PICTURES = {"overview": "speed.png"}  # chart -> file for the README
 
 
@@ -24,7 +25,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
 def markdown(results: Results) -> str:
     """The tables, as report.md has them."""
     lines = ["# What it costs, and beside what", "", machine_line(results), ""]
-    lines += [f"Made by `make {'bench-full' if results.run['set'] == 'full' else 'bench'}`; `report.html` beside this file has the charts.", ""]
+    lines += [f"Made by `make {MADE_BY[results.run['set']]}`; `report.html` beside this file has the charts.", ""]
     return "\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables(results))
 
 

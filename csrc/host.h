@@ -45,6 +45,10 @@ inline ScalarType scalar_type_of(DType dtype) {
   }
 }
 
+#if INTERFLOW_EMULATION
+void note_unwritten(const Tensor& t);  // poisons it, and remembers that nobody has written it
+#endif
+
 // A new tensor on the device of `like`: straight through the shim, a third of the dispatcher's cost.
 inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, ScalarType type) {
   int32_t device = 0, index = 0;
@@ -53,7 +57,11 @@ inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape,
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(),
                                                          torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, index, &handle));
-  return Tensor(handle);
+  Tensor made(handle);
+#if INTERFLOW_EMULATION
+  note_unwritten(made);
+#endif
+  return made;
 }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {

@@ -1,7 +1,12 @@
 // The schemas of every operator: the table of contents of the compiled part. Kernels register under their device's key.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(interflow_kernels, m) {
+#ifndef INTERFLOW_LIBRARY  // the host emulation of the CUDA part defines the same operators under another name
+#define INTERFLOW_LIBRARY interflow_kernels
+#endif
+#define INTERFLOW_DEFINE_IN(library, m) STABLE_TORCH_LIBRARY(library, m)
+
+INTERFLOW_DEFINE_IN(INTERFLOW_LIBRARY, m) {
   // features: n of [B, C_i, H_i, W_i] or [B, D_i]; weight [K, D]; bias [n, K]; attention_weight, attention_bias by `attention`,
   // one of hard, 1xn, nxn, classwise, gated, folded. dtype: of y and branches; None: that of weight.
   // -> y [B, K], branches [B, n, K] or [0], pooled [B, D] in fp32 (fp64 for fp64 weights).

@@ -49,32 +49,40 @@ def requested() -> str:
     return _requested
 
 
-def reason_against(name: str, device: str) -> str | None:
-    """None where implementation `name` runs on `device` ("cpu", "cuda", ...), else cause and remedy in one sentence."""
+def reason_against(name: str, device: str, index: int | None = None) -> str | None:
+    """None where implementation `name` runs on `device` ("cpu", "cuda", ...; of GPUs number `index`), else cause and remedy in one sentence."""
     if name == "eager":
         return None
     if name == "native":
         if device in ("cpu", "meta"):
             return _native.cpu_error
-        return f"this version has no compiled kernels for device {device!r}; plain PyTorch runs there"
+        if device == "cuda" and torch.version.hip is None:
+            return _native.device_error(index)
+        return f"there are no compiled kernels for device {device!r}; plain PyTorch runs there"
     return registration.reason_against(device)
 
 
-def select(device: str) -> str:
-    """ "native", "triton" or "eager" for a device; a forced choice that cannot run raises RuntimeError."""
+def select(device: str, index: int | None = None, dtype: torch.dtype | None = None) -> str:
+    """ "native", "triton" or "eager" for a device and dtype; a forced choice that cannot run raises RuntimeError."""
     if _requested == "eager":
         return "eager"
+    if dtype is torch.float64 and (device not in ("cpu", "meta") or _requested == "triton"):
+        if _requested != "auto":
+            raise RuntimeError(f"backend {_requested!r} was asked for but has no fp64 kernels for device {device!r}; ask for 'auto' or 'eager', or use fp32")
+        return "eager"
     if _requested != "auto":
-        reason = reason_against(_requested, device)
+        reason = reason_against(_requested, device, index)
         if reason is not None:
             raise RuntimeError(f"backend {_requested!r} was asked for but cannot run on device {device!r}: {reason}")
         return _requested
     for name in _ORDER:
-        if reason_against(name, device) is None:
+        if reason_against(name, device, index) is None:
+            if name == "triton" and not torch.compiler.is_compiling():
+                registration.serve(device)
             return name
     if not torch.compiler.is_compiling() and device not in _warned:
         _warned.add(device)
-        reasons = "; ".join(f"{name}: {reason_against(name, device)}" for name in _ORDER if name == "native" or device != "cpu")
+        reasons = "; ".join(f"{name}: {reason_against(name, device, index)}" for name in _ORDER if name == "native" or device != "cpu")
         warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reasons}", stacklevel=4)
     return "eager"
 

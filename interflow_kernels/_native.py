@@ -2,11 +2,13 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
 MINIMUM_TORCH = (2, 10)
-_REBUILD = "reinstall with: pip install --no-build-isolation --force-reinstall --no-deps ."
+_AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_REBUILD = f"reinstall with: {_AGAIN}"
 
 
 def torch_version() -> tuple[int, int]:
@@ -19,6 +21,15 @@ def library_path(stem: str) -> Path | None:
     """The compiled library of this package whose file name starts with `stem`, e.g. "_cpu"."""
     found = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
     return found[0] if found else None
+
+
+def build_info() -> dict[str, Any] | None:
+    """What the compiled module says of itself, or None where it was not built or does not load."""
+    try:
+        from . import _C  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return dict(_C.build_info(), has_avx2=_C.has_avx2())
 
 
 def _load_cpu() -> str | None:
@@ -36,5 +47,73 @@ def _load_cpu() -> str | None:
     return None
 
 
+def _load_cuda() -> str | None:
+    """Needs no GPU and leaves CUDA as it is: the library's kernels are handed to the driver when the first of them runs."""
+    ours = torch.version.cuda
+    if ours is None:
+        return f"torch {torch.__version__} is a build without CUDA; install one with CUDA, see https://pytorch.org/get-started/locally"
+    if cpu_error is not None:
+        return cpu_error
+    built = build_info() or {}
+    if not built.get("cuda"):
+        return f"the CUDA kernels were not built ({built.get('cuda_reason') or 'no build information'}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+    if built["cuda"].split(".")[0] != ours.split(".")[0]:
+        return (
+            f"the CUDA kernels were built by CUDA {built['cuda']}, torch {torch.__version__} has CUDA {ours}; "
+            f"reinstall with: CUDA_HOME=/usr/local/cuda-{ours} INTERFLOW_CUDA=1 {_AGAIN}"
+        )
+    path = library_path("_cuda")
+    if path is None:
+        return f"the compiled library _cuda is missing from the installed package; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"the CUDA library does not load into torch {torch.__version__} ({error}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+    return None
+
+
+def architecture_error(built: str, capability: tuple[int, int], name: str) -> str | None:
+    """None where a library built for `built` ("80 90a 120+PTX") has code for a GPU of this capability, else cause and remedy.
+
+    A GPU runs code of its own major version and the same or an older minor one; of "90a" only 9.0 does; PTX serves what is newer than it.
+    """
+    major, minor = capability
+    number = 10 * major + minor
+    for word in built.split():
+        code, _, ptx = word.partition("+")
+        exact = not code.isdecimal()
+        target = int(code.rstrip("a"))
+        if number == target or (not exact and target // 10 == major and target <= number) or (ptx and not exact and target <= number):
+            return None
+    if number < 80:
+        return f"{name} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or newer; backend('triton') or 'eager' runs there"
+    return (
+        f"{name} has compute capability {major}.{minor}, the CUDA kernels were built for {built}; "
+        f"reinstall with: TORCH_CUDA_ARCH_LIST='{major}.{minor}' INTERFLOW_CUDA=1 {_AGAIN}"
+    )
+
+
+def device_error(index: int | None) -> str | None:
+    """None where the CUDA kernels run on this GPU (None: the current one), else cause and remedy. Asked of CUDA once for each GPU."""
+    if cuda_error is not None:
+        return cuda_error
+    if index is None:
+        index = torch.cuda.current_device()
+    if index not in _device_errors:
+        built = build_info() or {}
+        _device_errors[index] = architecture_error(
+            built.get("cuda_architectures", ""), torch.cuda.get_device_capability(index), torch.cuda.get_device_name(index)
+        )
+    return _device_errors[index]
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo: a second for everybody.
+device_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+_device_errors: dict[int, str | None] = {}
+
 cpu_error: str | None = _load_cpu()
 """None where the schemas and the CPU kernels are registered, else cause and remedy in one sentence."""
+
+cuda_error: str | None = _load_cuda()
+"""None where the CUDA kernels are registered, else cause and remedy in one sentence. Whether they run on a GPU: device_error."""

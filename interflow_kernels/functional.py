@@ -14,7 +14,7 @@ if registration.schemas_exist():
 
 def _serves(t: Tensor) -> bool:
     """Whether an operator runs on t, or plain PyTorch does: on request, without kernels for its device, for fp64 on Triton."""
-    chosen = _backend.select(t.device.type)
+    chosen = _backend.select(t.device.type, t.device.index, t.dtype)
     return chosen == "native" or (chosen == "triton" and t.dtype != torch.float64)
 
 

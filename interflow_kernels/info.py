@@ -3,21 +3,14 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
 from . import _backend, _native
+from ._native import build_info
 from ._version import __version__
 
-
-def build_info() -> dict[str, Any] | None:
-    """What the compiled module says of itself, or None where it was not built or does not load."""
-    try:
-        from . import _C  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    return dict(_C.build_info(), has_avx2=_C.has_avx2())
+__all__ = ["build_info", "devices", "report"]
 
 
 def triton_version() -> str | None:
@@ -30,16 +23,30 @@ def triton_version() -> str | None:
     return None
 
 
-def devices() -> list[str]:
-    """The device types that this torch can use here."""
-    found = ["cpu"]
+def devices() -> list[tuple[str, int | None]]:
+    """The device types that this torch can use here, each GPU with its number."""
+    found: list[tuple[str, int | None]] = [("cpu", None)]
     if torch.cuda.is_available():
-        found.append("cuda")
+        found += [("cuda", index) for index in range(torch.cuda.device_count())]
     if torch.xpu.is_available():
-        found.append("xpu")
+        found += [("xpu", index) for index in range(torch.xpu.device_count())]
     if torch.backends.mps.is_available():
-        found.append("mps")
+        found.append(("mps", None))
     return found
+
+
+def gpu_lines() -> list[str]:
+    """The CUDA kernels: with what they were built and for which GPUs, why they are not there, and the GPUs of this machine."""
+    built = build_info() or {}
+    lines = [f"CUDA kernels      built by CUDA {built['cuda']} for {built['cuda_architectures']}" if built.get("cuda") else "CUDA kernels      not built"]
+    lines[0] += f" ({built['cuda_reason']})" if built.get("cuda_reason") else ""
+    lines.append(f"  library         {_native.cuda_error or 'loaded'}")
+    for device, index in devices():
+        if device == "cuda":
+            lines.append(
+                "  cuda:{}          {}, compute capability {}.{}".format(index, torch.cuda.get_device_name(index), *torch.cuda.get_device_capability(index))
+            )
+    return lines
 
 
 def report() -> str:
@@ -58,16 +65,17 @@ def report() -> str:
         widest = "avx2" if built["has_avx2"] and "avx2" in built["cpu_kernels"] else "baseline"
         running = "baseline" if os.environ.get("INTERFLOW_CPU_ISA") == "baseline" else widest
         lines.append(f"CPU kernels       {', '.join(built['cpu_kernels'])}; this processor runs {running}")
-    lines.append("GPU kernels       none in this version (CUDA architectures: none)")
+    lines += gpu_lines()
     lines.append(f"Triton            {triton_version() or 'not installed'} (kernels of its own, for GPUs without compiled ones; needs >= 3.6)")
     lines.append(f"backend           {_backend.requested()!r} asked for (INTERFLOW_BACKEND, interflow_kernels.backend)")
-    for device in devices():
-        chosen = next((name for name in ("native", "triton") if _backend.reason_against(name, device) is None), "eager")
-        lines.append(f"  {device:5} runs     {chosen}")
+    for device, index in devices():
+        label = device if index is None else f"{device}:{index}"
+        chosen = next((name for name in ("native", "triton") if _backend.reason_against(name, device, index) is None), "eager")
+        lines.append(f"  {label:5} runs     {chosen}")
         for name in ("native", "triton"):
-            reason = _backend.reason_against(name, device)
+            reason = _backend.reason_against(name, device, index)
             if reason is not None:
-                lines.append(f"  {device:5} not      {name}: {reason}")
+                lines.append(f"  {label:5} not      {name}: {reason}")
     return "\n".join(lines)
 
 

@@ -165,7 +165,7 @@ def test_summary_from_known_samples():
 def test_goals():
     measured = goals.Measured({"ours": [2.0] * 9, "eager": [5.0] * 9, "none": [1.0] * 9}, {"ours": "ours", "eager": "peer", "none": "base"}, 0, {})
     assert goals.adds_less("eager", "none", 4).judge(measured, "ours")["value"] == 4
-    assert goals.host_time(9).judge(measured, "ours")["reached"] is False
+    assert goals.call_time(9).judge(measured, "ours")["reached"] is False
     assert goals.faster_than("none", 0.5, low=0.6).judge(measured, "ours")["reached"] is False  # the ratio is enough, its interval is not
 
 

@@ -43,7 +43,16 @@ def main() -> None:
         assert name in inside, f"{name} is not in {wheel.name}"
     with tarfile.open(source) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("csrc/library.cpp", "csrc/cpu/vector.h", "setup.py", "constraints.txt", "LICENSE", "tests/conftest.py"):
+    for name in (
+        "csrc/library.cpp",
+        "csrc/cpu/vector.h",
+        "csrc/cuda/device.cuh",
+        "csrc/cuda/ptx.cuh",
+        "setup.py",
+        "constraints.txt",
+        "LICENSE",
+        "tests/conftest.py",
+    ):
         assert name in packed, f"{name} is not in {source.name}"
     with tempfile.TemporaryDirectory(suffix=".wheelcheck") as folder:
         venv.create(folder, with_pip=True)

@@ -86,16 +86,21 @@ def call_turn(call: Callable[[int], Any], turns: Iterator[int], device: torch.de
 
 
 def graph_turn(call: Callable[[int], Any], sets: int, device: torch.device) -> Callable[[], float]:
-    """Seconds a call, seen by a GPU: events around the replay of a graph of at least 20 calls over the rotating sets."""
+    """Seconds a call, seen by a GPU: events around the replay of a graph of at least 20 calls over the rotating sets.
+
+    Every set is called once before, on the stream that is then captured: what a call keeps for the next one (a forward pass whose backward alone
+    is timed) is there by then, and its backward runs on that stream.
+    """
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        for i in range(3):
+        for i in range(max(3, sets)):
             call(i % sets)
     torch.cuda.current_stream(device).wait_stream(side)
+    synchronize(device)
     calls = max(GRAPH_CALLS, sets)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         for i in range(calls):
             call(i % sets)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -109,6 +114,18 @@ def graph_turn(call: Callable[[int], Any], sets: int, device: torch.device) -> C
         return start.elapsed_time(end) / 1e3 / calls
 
     return turn
+
+
+def kernel_count(call: Callable[[int], Any], device: torch.device) -> int | None:
+    """How many kernels, copies and fills one call launches on a GPU; None where the profiler gives no answer."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            call(0)
+            synchronize(device)
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
+    except (RuntimeError, AssertionError):
+        return None
 
 
 def host_seconds(call: Callable[[int], Any], device: torch.device, calls: int = 20) -> float:

@@ -1,7 +1,7 @@
 """Targets of the design and how far a measurement reached them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ Interval = tuple[float, float, float]  # median, low, high
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples of a case, in seconds a call, by provider, with the kinds and the bytes of limits."""
+    """Samples of a case, in seconds a call, by provider, with the kinds, the bytes of limits, bytes kept for backward and kernels a call."""
 
     samples: Mapping[str, Sequence[float]]
     kinds: Mapping[str, str]
     bytes: int
     limit_bytes: Mapping[str, int]
+    saved: Mapping[str, int] = field(default_factory=dict)
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
     def best_peer(self) -> str | None:
         """The peer with the smallest median."""
@@ -37,7 +39,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Goal:
-    """`measure` of (measured, provider) must be at least or at most `bound`, and the low end of its interval at least `low`."""
+    """`measure` of (measured, provider) must be at least or at most `bound`, and the low end of its interval at least `low`.
+
+    NaN, where nothing was measured, reaches no goal.
+    """
 
     text: str
     unit: str
@@ -89,10 +94,88 @@ def adds_less(peer: str, base: str, bound: float) -> Goal:
     return Goal(f"adds >= {bound:g}x less than {peer}", "x less", measure, bound)
 
 
-def host_time(bound: float) -> Goal:
+def costs_at_most(base: str, bound: float) -> Goal:
+    """At most `bound` times the time of `base`."""
+    return Goal(f"<= {bound:g}x the time of {base}", "x", lambda measured, provider: measured.speed_up(base, provider), bound, at_most=True)
+
+
+def keeps_less(peer: str, bound: float) -> Goal:
+    """At most 1 / `bound` of the bytes that `peer` keeps for backward."""
+
+    def measure(measured: Measured, provider: str) -> Interval:
+        if not measured.saved.get(provider) or peer not in measured.saved:
+            return float("nan"), float("nan"), float("nan")
+        ratio = measured.saved[peer] / measured.saved[provider]
+        return ratio, ratio, ratio
+
+    return Goal(f"keeps >= {bound:g}x less than {peer}", "x less", measure, bound)
+
+
+def no_more_kernels(base: str) -> Goal:
+    """At most as many kernels a call as `base`."""
+
+    def measure(measured: Measured, provider: str) -> Interval:
+        if not measured.kernels.get(provider) or not measured.kernels.get(base):
+            return float("nan"), float("nan"), float("nan")
+        ratio = measured.kernels[provider] / measured.kernels[base]
+        return ratio, ratio, ratio
+
+    return Goal(f"launches no more kernels than {base}", "x", measure, 1.0, at_most=True)
+
+
+def call_time(bound: float) -> Goal:
     """At most `bound` microseconds a call."""
 
     def measure(measured: Measured, provider: str) -> Interval:
         return median_interval([1e6 * t for t in measured.samples[provider]])
 
     return Goal(f"<= {bound:g} us", "us", measure, bound, at_most=True)
+
+
+def gpu_head(pixels: int, layout: str, batch: int) -> list[Goal]:
+    """Of the head's forward pass in bf16 on an H200-class GPU; ratios against providers in replayed graphs, shares of the bytes a second of a device copy."""
+    chosen = GPU_HEAD.get((pixels, batch))
+    if chosen is None:
+        return []
+    eager, compiled, last = chosen
+    return [faster_than("eager", eager[layout]), faster_than("compiled", compiled), last]
+
+
+GPU_HEAD: dict[tuple[int, int], tuple[dict[str, float], float, Goal]] = {
+    # (pixels, batch): over eager, over torch.compile, and a time or a share
+    (224, 1): ({"nchw": 5, "channels_last": 9}, 4, call_time(8.0)),
+    (224, 8): ({"nchw": 3, "channels_last": 4.5}, 2.3, share_of("copy", 0.65)),
+    (224, 32): ({"nchw": 1.7, "channels_last": 2.1}, 1.35, share_of("copy", 0.86)),
+    (224, 128): ({"nchw": 1.3, "channels_last": 1.3}, 1.12, share_of("copy", 0.93)),
+    (224, 256): ({"nchw": 1.2, "channels_last": 1.2}, 1.08, share_of("copy", 0.95)),
+    (32, 128): ({"nchw": 5, "channels_last": 5}, 3.5, call_time(8.0)),
+    (32, 512): ({"nchw": 2.7, "channels_last": 2.7}, 2, share_of("copy", 0.70)),
+    (32, 2048): ({"nchw": 1.7, "channels_last": 1.7}, 1.3, share_of("copy", 0.88)),
+}
+
+GPU_HEAD_TRAINING = [faster_than("eager", 3), faster_than("compiled", 1.6)]
+"""Of the head's forward and backward pass, 224 pixels, B=32, bf16."""
+
+GPU_TAP: dict[tuple[str, str], list[Goal]] = {
+    # (pass, layout), bf16, B >= 32, with the convolution's bias
+    ("forward keeping masks", "channels_last"): [faster_than("eager", 6), faster_than("compiled", 2.6), share_of("copy", 0.90)],
+    ("backward", "channels_last"): [
+        faster_than("eager", 7),
+        faster_than("compiled", 6),
+        share_of("copy", 0.88),
+        keeps_less("eager", 14),
+        keeps_less("compiled", 4.5),
+    ],
+    ("forward keeping masks", "nchw"): [faster_than("eager", 4), faster_than("compiled", 2), share_of("copy", 0.82)],
+    ("backward", "nchw"): [faster_than("eager", 5), faster_than("compiled", 4), share_of("copy", 0.82)],
+}
+
+
+def gpu_network(model: str, direction: str, pixels: int, compiled: bool) -> list[Goal]:
+    """Of VGG-16 with Interflow fused in bf16, channels_last, beside the plain network and beside the same fused stages without branches."""
+    if model != "vgg16":
+        return []
+    if pixels == 32:  # bound by launches: eager against eager, and both in a graph
+        return [costs_at_most("plain", 1.0)] if compiled else [costs_at_most("plain", 0.90), no_more_kernels("plain")]
+    bound = {("inference", False): 0.80, ("inference", True): 0.96, ("training step", False): 0.85, ("training step", True): 0.90}[direction, compiled]
+    return [costs_at_most("plain", bound), *([] if compiled else [costs_at_most("fused, no branches", 1.005)])]

@@ -13,11 +13,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def feature_maps(maps: Sequence[Map], batch: int, dtype: str, layout: str, sets: int, device: torch.device, seed: int = 0) -> list[list[Tensor]]:
-    """`sets` lists of normally distributed maps [B, C, H, W], made on the CPU, so the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
+    """`sets` lists of normally distributed maps [B, C, H, W], made on the device: a CPU would take minutes for a GPU's."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def one(m: Map) -> Tensor:
-        return torch.randn(batch, *m, generator=generator).to(device=device, dtype=DTYPES[dtype], memory_format=FORMATS[layout])
+        return torch.randn(batch, *m, generator=generator, device=device).to(dtype=DTYPES[dtype], memory_format=FORMATS[layout])
 
     return [[one(m) for m in maps] for _ in range(sets)]
 

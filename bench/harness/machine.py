@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "interflow-kernels", "numpy", "onnxruntime", "openvino", "pytest-benchmark")
+from interflow_kernels import _backend
+from interflow_kernels.info import build_info
+
+PACKAGES = ("torch", "triton", "interflow-kernels", "numpy", "onnxruntime", "openvino", "tensorrt", "pytest-benchmark")
 
 
 def cpu_name() -> str:
@@ -89,12 +92,33 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": versions(),
     }
     if device.type == "cuda":
-        about |= {"gpu": torch.cuda.get_device_name(device), **gpu_clocks()}
+        about |= gpu(device)
     return about
 
 
+def gpu(device: torch.device) -> dict[str, Any]:
+    """Name, size, clocks, CUDA versions, and for which GPUs the kernels were built."""
+    properties = torch.cuda.get_device_properties(device)
+    built = build_info() or {}
+    return {
+        "gpu": properties.name,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_memory_gib": properties.total_memory >> 30,
+        "gpu_l2_mib": properties.L2_cache_size >> 20,
+        "cuda": {
+            "torch": torch.version.cuda,
+            "kernels": built.get("cuda"),
+            "architectures": built.get("cuda_architectures"),
+            "cudnn": torch.backends.cudnn.version(),
+        },
+        "backend": _backend.select("cuda", device.index),
+        **gpu_clocks(),
+    }
+
+
 def gpu_clocks() -> dict[str, str]:
-    """SM and memory clock in MHz and the driver, from nvidia-smi; empty where it is not there."""
+    """SM and memory clock in MHz and the driver, from nvidia-smi, as they are before the measurements; empty where it is not there."""
     query = "clocks.sm,clocks.mem,driver_version"
     try:
         done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What else a user would run the same work with: torch.compile, ONNX Runtime, OpenVINO."""
+"""What else a user would run the same work with: torch.compile, TensorRT, ONNX Runtime, OpenVINO."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +11,15 @@ from .case import Unavailable
 def compiled(f: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
     """torch.compile for the shapes it sees, forgetting what it compiled before; `mode` as torch.compile's."""
     return torch.compile(f, dynamic=False, mode=mode)
+
+
+def tensorrt(f: Callable[..., Any]) -> Callable[..., Any]:
+    """TensorRT behind torch.compile, as torch_tensorrt brings it; never run here, so the gate alone speaks for it."""
+    try:
+        import torch_tensorrt  # noqa: F401
+    except ImportError:
+        raise Unavailable("torch_tensorrt is not installed (pip install torch-tensorrt)") from None
+    return torch.compile(f, dynamic=False, backend="tensorrt")
 
 
 def onnx_head(weight: torch.Tensor, bias: torch.Tensor, maps: Sequence[tuple[int, int, int]], batch: int) -> bytes:

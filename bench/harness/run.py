@@ -5,6 +5,7 @@ first test of a case measures all its providers interleaved, and each provider's
 that replays them. JSON, tables and `pytest-benchmark compare` work as usual on what was really measured.
 """
 
+import gc
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from .case import Case, Plan, Provider
-from .clock import REPLAY, call_turn, graph_turn, host_seconds, rotation
+from .clock import REPLAY, call_turn, graph_turn, host_seconds, kernel_count, rotation
 from .gate import refuse_wrong, tensors
 from .goals import Measured
 from .machine import others_seconds, wait_for_quiet
@@ -32,6 +33,7 @@ class Session:
     timed: float = 0.0  # seconds
     others: float = 0.0  # CPU seconds that other processes took meanwhile
     patience: float = 60.0  # seconds left to wait for a quiet machine, all cases together
+    deadline: float | None = None  # of time.perf_counter(): no case is begun after it
     _plan: Plan | None = None
     _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _samples: dict[str, list[float]] = field(default_factory=dict)
@@ -41,11 +43,10 @@ class Session:
         """Gives pytest-benchmark what `provider` took in the measured case; skips with the reason where it cannot run."""
         if plan is not self._plan:
             self._plan, self._infos, self._samples, self._missing = plan, {}, {}, {}
-            case = plan.build()
-            check(case)
-            self._samples = self.measure(case, plan.seconds * self.scale)
-            self._infos = {name: summary(case, self._samples, name, self.device) for name in case.providers}
-            self._missing = case.missing
+            if self.deadline is not None and time.perf_counter() > self.deadline:
+                self._missing = dict.fromkeys(plan.providers, "the time budget was spent before this case")
+            else:
+                self._begin(plan)
         if provider in self._missing:
             pytest.skip(f"{provider}: {self._missing[provider]}")
         assert provider in self._infos, f"{plan.name}: the case was refused or failed, see its first provider"
@@ -53,6 +54,18 @@ class Session:
         benchmark.extra_info.update(self._infos[provider])
         REPLAY.load(self._samples[provider])
         benchmark.pedantic(lambda: None, rounds=len(self._samples[provider]), iterations=1)
+
+    def _begin(self, plan: Plan) -> None:
+        """Builds, checks and measures a case."""
+        if self.device.type == "cuda":  # what the last case held goes back before the next one's peak is taken
+            gc.collect()
+            torch.cuda.empty_cache()
+        case = plan.build()
+        check(case)
+        self._samples = self.measure(case, plan.seconds * self.scale)
+        counts = counted(case, self.device)
+        self._infos = {name: summary(case, self._samples, name, self.device, *counts) for name in case.providers}
+        self._missing = case.missing
 
     def measure(self, case: Case, seconds: float) -> dict[str, list[float]]:
         """Seconds a call, one sample for each provider and round; providers take turns, the first of a round changes."""
@@ -88,7 +101,18 @@ def check(case: Case) -> None:
             refuse_wrong(f"{case.name}: {name}", tensors(results), expected, case.tolerance)
 
 
-def summary(case: Case, samples: dict[str, list[float]], name: str, device: torch.device) -> dict[str, Any]:
+def counted(case: Case, device: torch.device) -> tuple[dict[str, int], dict[str, int]]:
+    """By provider: bytes kept for backward, and on a GPU kernels a call."""
+    saved = {name: provider.saved() for name, provider in case.providers.items() if provider.saved is not None}
+    if device.type != "cuda":
+        return saved, {}
+    counts = {name: kernel_count(provider.call, device) for name, provider in case.providers.items() if provider.kind != "limit"}
+    return saved, {name: count for name, count in counts.items() if count}
+
+
+def summary(
+    case: Case, samples: dict[str, list[float]], name: str, device: torch.device, saved: dict[str, int] | None = None, kernels: dict[str, int] | None = None
+) -> dict[str, Any]:
     """extra_info of one provider: quantiles, throughput, paired ratios and shares with intervals, memory, goals, the samples."""
     mine, provider = samples[name], case.providers[name]
     median = quantile(mine, 0.5)
@@ -109,14 +133,15 @@ def summary(case: Case, samples: dict[str, list[float]], name: str, device: torc
     if case.images and provider.kind != "limit":
         info["images_per_s"] = _short(case.images / median)
     if provider.kind != "limit":
-        measured = Measured(samples, {n: p.kind for n, p in case.providers.items()}, case.bytes, {n: p.bytes for n, p in case.providers.items()})
+        saved, kernels = saved or {}, kernels or {}
+        kinds, limits = ({n: getattr(p, key) for n, p in case.providers.items()} for key in ("kind", "bytes"))
+        measured = Measured(samples, kinds, case.bytes, limits, saved, kernels)
         info |= _comparisons(case, measured, name)
         if device.type == "cuda":
             info["host_us"] = _short(1e6 * host_seconds(provider.call, device) / case.repeats)
         if case.memory:
             info["peak_bytes"] = peak_bytes(lambda: provider.call(0), device)
-        if provider.saved is not None:
-            info["saved_bytes"] = provider.saved()
+        info |= {key: known[name] for key, known in (("saved_bytes", saved), ("kernels", kernels)) if name in known}
     return info
 
 
@@ -124,7 +149,7 @@ def _comparisons(case: Case, measured: Measured, name: str) -> dict[str, Any]:
     kinds = measured.kinds
     info: dict[str, Any] = {
         "speed_up": {other: _interval(measured.speed_up(name, other)) for other in kinds if kinds[other] != "limit" and other != name},
-        "share": {other: _interval(measured.share(name, other)) for other in kinds if kinds[other] == "limit"},
+        "share": {other: _interval(measured.share(name, other)) for other in kinds if kinds[other] == "limit" and measured.limit_bytes[other]},
     }
     if kinds[name] == "ours":
         info |= {"best_peer": measured.best_peer(), "missing": case.missing}
@@ -158,6 +183,16 @@ def limit_copy(sets: list[list[torch.Tensor]]) -> Provider:
             y.copy_(x)
 
     return Provider(call, "limit", bytes=2 * sum(x.nbytes for x in words[0]))
+
+
+def device_limits(device: torch.device) -> dict[str, Provider]:
+    """On a GPU: a copy of half a GiB, the most bytes a second that it moves, and the smallest kernel, the least time a launch takes."""
+    x = torch.empty(COPY_BYTES // 4, device=device).uniform_()
+    y, one = torch.empty_like(x), torch.zeros(1, device=device)
+    return {"copy": Provider(lambda i: y.copy_(x), "limit", bytes=2 * x.nbytes), "launch": Provider(lambda i: one.add_(1), "limit")}
+
+
+COPY_BYTES = 512 << 20
 
 
 def as_words(x: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def absent(results: Results) -> Table:
 
 
 def everything(results: Results) -> Table:
-    header = ("case", "provider", "kind", "p20, ms", "p50, ms", "p80, ms", "rounds", "GB/s", "host time of a call, us", "cores that others took")
+    header = ("case", "provider", "kind", "p20, ms", "p50, ms", "p80, ms", "rounds", "GB/s", "host time of a call, us", "kernels", "cores that others took")
     rows = []
     for row in results.rows:
         spread = [(f"{row[key] / 1e3:.4g}", row[key]) for key in ("p20_us", "p50_us", "p80_us")]
@@ -142,6 +142,7 @@ def everything(results: Results) -> Table:
                 _number(row, "rounds"),
                 _number(row, "gb_per_s"),
                 _number(row, "host_us"),
+                _number(row, "kernels"),
                 _number(row, "others_cores"),
             ]
         )

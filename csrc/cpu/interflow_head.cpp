@@ -8,20 +8,6 @@ constexpr int64_t kUnitBytes = 64 << 10;
 constexpr int64_t kUnitsAtOnce = 16;  // 1 MB of one map: 5 % faster than units taken singly
 
 // --- planning --------------------------------------------------------------------------------------------------------
-Stage stage_of(const Tensor& x, int64_t i, int64_t bins_h, int64_t bins_w) {
-  std::string name = "features[" + std::to_string(i) + "]";
-  int64_t rank = x.dim();
-  STD_TORCH_CHECK(rank == 4 || rank == 2, kHead, ": ", name, " must be [B, C, H, W] or, already pooled, [B, D_i], got ", shape_text(x));
-  auto size = x.sizes();
-  auto stride = x.strides();
-  Stage s{x.const_data_ptr(), dtype_of(x, kHead, name), size[1], 1, 1, stride[0], stride[1], 1, 1, 1, 1, 0};
-  if (rank == 2) return s;
-  STD_TORCH_CHECK(size[2] > 0 && size[3] > 0, kHead, ": ", name, " must have H and W of at least 1, got ", shape_text(x));
-  s.height = size[2], s.width = size[3], s.stride_h = stride[2], s.stride_w = stride[3];
-  s.bins_h = bins_h, s.bins_w = bins_w;
-  return s;
-}
-
 // With one bin a map whose rows follow each other is one row.
 void flatten_rows(Stage& s) {
   if (s.bins_h * s.bins_w != 1 || s.height == 1) return;
@@ -67,10 +53,7 @@ Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t 
     STD_TORCH_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
     STD_TORCH_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
     s.column = plan.width;
-    int64_t bins, width;
-    STD_TORCH_CHECK(!__builtin_mul_overflow(s.bins_h, s.bins_w, &bins) && !__builtin_mul_overflow(s.channels, bins, &width) &&
-                        !__builtin_add_overflow(plan.width, width, &plan.width),
-                    kHead, ": pool_size must give fewer than 2^63 pooled values, got ", s.bins_h, " x ", s.bins_w, " for ", s.channels, " channels");
+    add_width(s, plan.width);
     StagePlan& stage = plan.stages[i] = plan_stage(s, element_size(s.dtype));
     stage.first_unit = plan.units;
     plan.units += stage.parts * plan.batch;
@@ -148,8 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
 std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& features, const Tensor& weight, const OptionalTensor& bias,
                                                   const OptionalTensor& attention_weight, const OptionalTensor& attention_bias, const std::string& attention,
                                                   const std::vector<int64_t>& pool_size, bool need_branches, std::optional<ScalarType> dtype) {
-  STD_TORCH_CHECK(!features.empty() && features.size() <= kMaxStages, kHead, ": features must name 1 to ", kMaxStages, " stages, got ", features.size());
-  STD_TORCH_CHECK(pool_size.size() == 2 && pool_size[0] > 0 && pool_size[1] > 0, kHead, ": pool_size must be two numbers of at least 1");
+  check_call(features, pool_size);
   auto call = dtype_of(weight, kHead, "weight") == DType::F64 ? run<double> : run<float>;
   return call(features, weight, bias, attention_weight, attention_bias, attention_of(attention), pool_size[0], pool_size[1], need_branches,
               dtype.value_or(weight.scalar_type()));

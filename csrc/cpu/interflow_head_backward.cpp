@@ -170,19 +170,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
                                                        Attention mode, const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages, bool need_weight,
                                                        bool need_bias, bool need_attention) {
   constexpr ScalarType acc_type = sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float;
-  int64_t n = int64_t(widths.size()), width = 0;
-  for (int64_t w : widths) {
-    STD_TORCH_CHECK(w >= 0 && !__builtin_add_overflow(width, w, &width), kBackward, ": widths must be at least 0 and add up to fewer than 2^63, got ", w);
-  }
-
   // Check
-  check_parameters(weight, bias, n, width);
-  STD_TORCH_CHECK(pooled.dim() == 2 && pooled.size(1) == width && pooled.scalar_type() == acc_type, kBackward, ": pooled must be [B, ", width,
-                  "] as interflow_head returned it, got ", shape_text(pooled));
-  int64_t batch = pooled.size(0), classes = weight.size(0);
-  if (dy) check_shape(*dy, {batch, classes}, kBackward, "dy");
-  if (dbranches) check_shape(*dbranches, {batch, n, classes}, kBackward, "dbranches");
-  for (int64_t i : feature_stages) STD_TORCH_CHECK(i >= 0 && i < n, kBackward, ": feature_stages must be of 0 to ", n - 1, ", got ", i);
+  int64_t n = int64_t(widths.size());
+  std::vector<int64_t> begin = check_backward(kBackward, dy, dbranches, pooled, weight, bias, widths, feature_stages, acc_type);
+  int64_t width = begin.back(), batch = pooled.size(0), classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
   Values<Acc> biases(bias), dy_values(dy), dbranches_values(dbranches);
   Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
@@ -216,8 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
 
   Backward<Acc> back{n, batch, width, classes, {}, attention, biases.data(), static_cast<const Acc*>(columns.const_data_ptr()), rows.const_data_ptr(),
                      dtype_of(weight, kBackward, "weight"), dy_values.data(), dbranches_values.data(), {}, {}, nullptr, {}, {}};
-  int64_t begin = 0;
-  for (int64_t i = 0; i < n; begin += widths[size_t(i++)]) back.columns[i] = {begin, begin + widths[size_t(i)]};
+  for (int64_t i = 0; i < n; ++i) back.columns[i] = {begin[size_t(i)], begin[size_t(i) + 1]};
 
   // The gradient of Z
   bool with_da = with_attention_weight && dy && !attention.gated();
@@ -254,7 +244,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
                                                                            const OptionalTensor& attention_bias, const std::string& attention,
                                                                            const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages,
                                                                            bool need_weight, bool need_bias, bool need_attention) {
-  STD_TORCH_CHECK(!widths.empty() && widths.size() <= kMaxStages, kBackward, ": widths must name 1 to ", kMaxStages, " stages, got ", widths.size());
   auto call = dtype_of(weight, kBackward, "weight") == DType::F64 ? run<double> : run<float>;
   return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
 }

@@ -15,16 +15,6 @@ const HeadKernels& head_kernels() {
   return head_kernels_baseline;
 }
 
-Attention attention_of(const std::string& name) {
-  if (name == "hard") return Attention::Hard;
-  if (name == "1xn") return Attention::OneByN;
-  if (name == "nxn") return Attention::NByN;
-  if (name == "classwise") return Attention::Classwise;
-  if (name == "gated") return Attention::Gated;
-  if (name == "folded") return Attention::Folded;
-  STD_TORCH_CHECK(false, kHead, ": attention must be one of hard, 1xn, nxn, classwise, gated, folded, got '", name, "'");
-}
-
 // --- small tensors as Acc --------------------------------------------------------------------------------------------
 namespace {
 template <class Acc, class T>
@@ -58,21 +48,6 @@ template class Values<float>;
 template class Values<double>;
 
 // --- attention -------------------------------------------------------------------------------------------------------
-namespace {
-void check_attention(Attention mode, const OptionalTensor& weight, const OptionalTensor& bias, int64_t n, int64_t k) {
-  std::vector<int64_t> weight_shape{n}, bias_shape{1};
-  if (mode == Attention::NByN || mode == Attention::Gated) weight_shape = {n, n}, bias_shape = {n};
-  if (mode == Attention::Classwise) weight_shape = {n, k}, bias_shape = {k};
-  if (mode == Attention::Folded) bias_shape = {k};
-  STD_TORCH_CHECK(weight.has_value() == (mode != Attention::Folded), kHead, ": attention_weight must be ",
-                  mode == Attention::Folded ? "None for attention 'folded'" : "a tensor for every attention but 'folded'");
-  if (weight) check_shape(*weight, weight_shape, kHead, "attention_weight");
-  STD_TORCH_CHECK(bias.has_value() || mode != Attention::Gated, kHead, ": attention_bias must be a tensor for attention 'gated'");
-  STD_TORCH_CHECK(!bias.has_value() || mode != Attention::Hard, kHead, ": attention_bias must be None for attention 'hard'");
-  if (bias) check_shape(*bias, bias_shape, kHead, "attention_bias");
-}
-}  // namespace
-
 template <class Acc>
 AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, const OptionalTensor& b, int64_t n, int64_t k) : mode(mode_) {
   check_attention(mode, w, b, n, k);
@@ -112,11 +87,5 @@ void run_product(const ProductParams<Acc>& P) {
 }
 template void run_product(const ProductParams<float>&);
 template void run_product(const ProductParams<double>&);
-
-void check_parameters(const Tensor& weight, const OptionalTensor& bias, int64_t n, int64_t width) {
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) > 0, kHead, ": weight must be [K, D] with K of at least 1, got ", shape_text(weight));
-  STD_TORCH_CHECK(weight.size(1) == width, kHead, ": weight must have D = ", width, " columns, the sum of the features' pooled values, got ", shape_text(weight));
-  if (bias) check_shape(*bias, {n, weight.size(0)}, kHead, "bias");
-}
 
 }  // namespace interflow

@@ -2,15 +2,11 @@
 #pragma once
 #include <memory>
 
-#include "host.h"
+#include "interflow_head_checks.h"
 #include "interflow_head_kernels.h"
 #include "parallel.h"
 
 namespace interflow {
-
-constexpr const char* kHead = "interflow_head";
-
-Attention attention_of(const std::string& name);
 
 // Products of fewer multiplications run on the calling thread.
 constexpr int64_t kSerialProducts = 1 << 16;
@@ -50,8 +46,5 @@ struct AttentionValues {
 // Forward product of pooled features, on all threads: used forward, and backward where Z is needed again.
 template <class Acc>
 void run_product(const ProductParams<Acc>& params);
-
-// Checks weight [K, D], bias [n, K] and pooled widths; every message names the argument and what came.
-void check_parameters(const Tensor& weight, const OptionalTensor& bias, int64_t n, int64_t width);
 
 }  // namespace interflow

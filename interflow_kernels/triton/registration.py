@@ -138,3 +138,9 @@ def force(wanted: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(Overriding a previously registered kernel|Warning only once for all operators)")
         _forced.append(_registered(held))
+
+
+def serve(device: str) -> None:
+    """For a device where Triton was chosen: a compiled library may hold its key without having code for this GPU."""
+    if native_serves(device):
+        force(True)

@@ -237,11 +237,14 @@ def test_an_image_does_not_depend_on_its_batch(attention, dtype, device):
             assert torch.equal(a[chosen], b)
 
 
-def test_fp64_goes_to_plain_pytorch_and_a_raw_call_says_so(device):
+def test_fp64_goes_to_another_backend_and_a_raw_call_says_so(device):
     case = HeadCase(2, ((4, 3, 3),), 5, dtype=torch.float64)
     head, maps = FusedInterflowHead.from_eager(case.head()).to(device), [x.to(device) for x in head_inputs(case)]
-    assert torch.equal(head(maps), head.to_eager()(maps))
-    with pytest.raises(RuntimeError, match="the Triton kernels take .* in fp32, bf16 or fp16, got torch.float64"):
+    with backend("auto"):
+        assert_close("y", head(maps), head.to_eager()(maps))
+    with pytest.raises(RuntimeError, match="'triton' was asked for but has no fp64 kernels"):
+        head(maps)
+    with pytest.raises(RuntimeError, match=r"the Triton kernels take .* in fp32, bf16 or fp16, got torch.float64"):
         raw_head(maps, head.weight, None, None, None, "folded", [1, 1], False, None)
 
 

@@ -1,0 +1,182 @@
+"""`make gpu`: on a machine with an NVIDIA GPU and no network, builds for that GPU, runs every test that needs one, then the benchmarks: ten minutes.
+
+Uses the Python that runs it, with torch, pytest and pytest-benchmark in it, and the CUDA toolkit; installs nothing. Each part has its own time
+limit and a part that fails does not stop the others; the last lines say what failed. OUT gets results.json, report.md, report.html, speed.png
+and log.txt. Exit status 1 where a part failed.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL = 580.0  # seconds
+LAST = 30.0  # of them for the report
+ASK = "import torch; print(torch.cuda.get_device_name(), *torch.cuda.get_device_capability(), sep='\\n')"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command with its limit in seconds; `results`: the JSON that it writes."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    results: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended: "ok", "failed (exit status 1)" or "stopped after 60 s", in so many seconds, with what its output names as failed."""
+
+    name: str
+    state: str
+    seconds: float
+    failures: tuple[str, ...] = ()
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What TORCH_CUDA_ARCH_LIST says for this GPU alone, as the default build names it: 9.0a for (9, 0)."""
+    major, minor = capability
+    return f"{major}.{minor}" + ("a" if capability == (9, 0) else "")
+
+
+def folder_name(gpu: str) -> str:
+    """ "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def parts(python: str, out: Path, capability: tuple[int, int]) -> list[Part]:
+    """In the order they run."""
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    build = {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or architecture(capability)}
+    quiet = ["-q", "--disable-warnings", "-p", "no:cacheprovider"]
+    made = [
+        Part("build", [python, "setup.py", "build_ext", "--inplace"], 150, build),
+        Part("info", [python, "-m", "interflow_kernels.info"], 60, paths),
+        Part("tests", [python, "-m", "pytest", "tests", "-m", "gpu", *quiet, "--continue-on-collection-errors", "--durations=5"], 200, paths),
+    ]
+    for stem, budget in (("bench_head", 110), ("bench_stage_tap", 70), ("bench_train_step", 90)):
+        results = out / f"{stem}.json"
+        columns = ["--benchmark-columns=median,iqr,rounds", f"--benchmark-json={results}"]
+        command = [python, "-m", "pytest", f"bench/{stem}.py", *quiet, *columns, "--device", "cuda", "--budget", str(budget)]
+        # A fallback must not be taken for the kernels: where they cannot run the case fails.
+        made.append(Part(stem, command, budget + 60, {**paths, "INTERFLOW_BACKEND": "native"}, results))
+    return made
+
+
+def run(part: Part, log: TextIO, at_most: float) -> Outcome:
+    """Runs a part, its output here and in the log; what it started ends with it."""
+    limit = min(part.seconds, at_most)
+    start = time.perf_counter()
+    if limit <= 0:
+        return Outcome(part.name, "not begun, the time was spent", 0.0)
+    _say(log, f"\n=== {part.name}: {' '.join(part.command)}")
+    environment = {**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"}
+    try:
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        )
+    except OSError as error:
+        return Outcome(part.name, f"failed ({error})", 0.0)
+    assert process.stdout is not None
+    before = signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            _say(log, lines[-1])
+        code = process.wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    took = time.perf_counter() - start
+    state = "ok" if code == 0 else f"stopped after {limit:.0f} s" if code == -signal.SIGKILL and took >= limit else f"failed (exit status {code})"
+    return Outcome(part.name, state, took, tuple(line for line in lines if line.startswith(("FAILED ", "ERROR "))))
+
+
+def merged(found: Sequence[Path]) -> dict[str, Any] | None:
+    """One pytest-benchmark file of several: the benchmarks one after the other, the machine of the first, times added; None of none."""
+    files = [json.loads(path.read_text()) for path in found if path.exists() and path.stat().st_size]
+    if not files:
+        return None
+    whole = dict(files[0])
+    whole["benchmarks"] = [benchmark for file in files for benchmark in file["benchmarks"]]
+    runs = [file["run"] for file in files]
+    timed = sum(r["timed_s"] for r in runs)
+    whole["run"] = {
+        "set": "gpu",
+        "timed_s": timed,
+        "others_cores": round(sum(r["others_cores"] * r["timed_s"] for r in runs) / max(timed, 1), 2),
+        "whole_s": sum(r["whole_s"] for r in runs),
+    }
+    return whole
+
+
+def summary(outcomes: Sequence[Outcome], whole: dict[str, Any] | None) -> str:
+    """Parts, targets and failures, what went wrong last."""
+    lines = ["", "=== summary", *(f"{o.name:18} {o.seconds:5.0f} s  {o.state}" for o in outcomes)]
+    for benchmark in (whole or {}).get("benchmarks", []):
+        row = benchmark["extra_info"]
+        for goal in row.get("goals", []):
+            reached = "reached" if goal["reached"] else "MISSED"
+            lines.append(f"{reached:8} {row['case']}: {goal['text']}: {goal['value']:.3g} {goal['unit']}")
+    lines += [failure for o in outcomes for failure in o.failures]
+    bad = [o.name for o in outcomes if o.state != "ok"]
+    return "\n".join([*lines, f"failed: {', '.join(bad)}" if bad else "every part ran through"])
+
+
+def _say(log: TextIO, text: str) -> None:
+    print(text, flush=True)
+    log.write(text + "\n")
+    log.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=None, help="where results go; default: bench/results/ and the GPU's name")
+    parser.add_argument("--only", default="", help="only these parts, by name, separated by commas")
+    given = parser.parse_args(arguments)
+    asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)  # not here: the context would stay on the GPU that is measured
+    if asked.returncode != 0:
+        print(f"make gpu needs torch and an NVIDIA GPU that it can use: {asked.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return 2
+    name, major, minor = asked.stdout.strip().splitlines()[-3:]
+    out = (given.out or ROOT / "bench/results" / folder_name(name)).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with open(out / "log.txt", "w") as log:
+        return measure(parts(sys.executable, out, (int(major), int(minor))), given.only, out, log, start)
+
+
+def measure(planned: Sequence[Part], only: str, out: Path, log: TextIO, start: float) -> int:
+    """Runs the parts, merges and reports; 1 where one of them failed."""
+    chosen = [part for part in planned if not only or part.name in only.split(",")]
+    for part in chosen:
+        if part.results is not None:
+            part.results.unlink(missing_ok=True)
+    outcomes = [run(part, log, TOTAL - LAST - (time.perf_counter() - start)) for part in chosen]
+    found = [part.results for part in chosen if part.results is not None]
+    whole = merged(found)
+    if whole is not None:
+        (out / "results.json").write_text(json.dumps(whole, indent=1))
+        outcomes.append(run(Part("report", [sys.executable, "bench/report.py", str(out)], 60), log, 60))
+        for path in found:
+            path.unlink(missing_ok=True)
+    _say(log, summary(outcomes, whole))
+    return int(any(outcome.state != "ok" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

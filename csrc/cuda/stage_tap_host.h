@@ -1,0 +1,21 @@
+// What forward and backward of the stage tap share on the host side of a GPU.
+#pragma once
+#include "../stage_tap_checks.h"
+#include "host.h"
+#include "stage_tap_kernels.h"
+
+namespace interflow {
+
+inline constexpr TapPlace kTapPlace{on_device, "the GPU"};
+
+// Units of about 64 KB of u; raises for what no kernel takes.
+TapPlan plan_tap_units(const TapShape& shape, DType dtype, bool max_pool, const char* op);
+
+// The largest power of two up to 16 that divides an address and every distance in bytes.
+inline int32_t widest_access(const void* p, std::initializer_list<int64_t> bytes) {
+  uint64_t all = reinterpret_cast<uintptr_t>(p) | 16;
+  for (int64_t each : bytes) all |= uint64_t(each);
+  return int32_t(all & -all);
+}
+
+}  // namespace interflow

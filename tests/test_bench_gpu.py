@@ -1,0 +1,220 @@
+"""The benchmarks' way on a GPU, as far as it goes without one: cases and goals, each case built and checked on tiny maps, the driver of `make gpu`."""
+
+import inspect
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_bench import CPU, case, goals, made_case, report, results, roofline, room, run, synthetic
+
+gpu, peers = room("gpu"), room("harness.peers")
+GPU = torch.device("cuda", 0)
+MODULES = ("bench_head", "bench_stage_tap", "bench_train_step")
+
+
+# --- which cases, which goals -------------------------------------------------------------------------------------------
+def planned(module):
+    """A GPU's cases, which nobody builds."""
+    return list(room(module).plans(False, GPU))
+
+
+def test_every_case_of_the_design_is_planned():
+    names = {module: [plan.name for plan in planned(module)] for module in MODULES}
+    for layout in ("nchw", "channels_last"):
+        for batch in (1, 8, 32, 128, 256):
+            assert f"head, forward bf16 {layout} B={batch}" in names["bench_head"]
+        for batch in (128, 512, 2048):
+            assert f"head, forward bf16 {layout} B={batch} 32px K=10" in names["bench_head"]
+        assert f"head, forward+backward bf16 {layout} B=32" in names["bench_head"]
+        for direction in ("forward keeping masks", "backward"):
+            assert f"tap, five boundaries, {direction} bf16 {layout} B=32 with shift" in names["bench_stage_tap"]
+    for direction in ("inference", "training step"):
+        for name in (f"vgg16, {direction}, 224px bf16 channels_last B=32", f"vgg16_bn, {direction}, 224px bf16 channels_last B=32"):
+            assert name in names["bench_train_step"]
+        assert f"vgg16, {direction}, 224px bf16 channels_last B=32 compiled" in names["bench_train_step"]
+    assert "head, host time of a call, tiny inputs" in names["bench_head"]
+    everything = [name for module in MODULES for name in names[module]]
+    assert len(set(everything)) == len(everything)
+
+
+def test_limits_of_the_same_run_and_missing_engines_are_in_every_head_case():
+    for plan in planned("bench_head"):
+        if plan.name.startswith("head, forward"):
+            assert {"ours", "eager", "compiled", "read", "copy", "launch"} <= set(plan.providers)
+    with pytest.raises(case.Unavailable, match="torch_tensorrt is not installed"):
+        peers.tensorrt(lambda x: x)
+
+
+def measured(**seconds):
+    kinds = {"ours": "ours", "eager": "peer", "compiled": "peer", "plain": "base", "copy": "limit"}
+    return goals.Measured({n: [t] * 9 for n, t in seconds.items()}, kinds, 50, {"copy": 200}, {"ours": 10, "eager": 150}, {"ours": 35, "plain": 44})
+
+
+def test_goals_of_the_gpu():
+    taken = measured(ours=8e-6, eager=80e-6, compiled=30e-6, copy=24e-6, plain=10e-6)
+    assert [g.judge(taken, "ours")["reached"] for g in goals.gpu_head(224, "channels_last", 1)] == [True, False, True]  # 10x >= 9, 3.75x < 4, 8 us
+    share = goals.gpu_head(224, "nchw", 8)[2].judge(taken, "ours")
+    assert share["value"] == pytest.approx(50 / 8 / (200 / 24)) and share["reached"]
+    assert goals.gpu_head(224, "nchw", 2) == []
+    at_most = goals.costs_at_most("plain", 0.80).judge(taken, "ours")
+    assert at_most["value"] == pytest.approx(0.8) and at_most["text"] == "<= 0.8x the time of plain"
+    assert goals.costs_at_most("plain", 0.79).judge(taken, "ours")["reached"] is False
+    assert goals.keeps_less("eager", 14).judge(taken, "ours")["value"] == 15
+    assert goals.keeps_less("compiled", 1).judge(taken, "ours")["reached"] is False  # nothing was measured
+    assert goals.no_more_kernels("plain").judge(taken, "ours")["reached"] is True
+    assert goals.no_more_kernels("plain").judge(replace(taken, kernels={}), "ours")["reached"] is False
+    texts = [g.text for g in goals.gpu_network("vgg16", "training step", 224, False)]
+    assert texts == ["<= 0.85x the time of plain", "<= 1.005x the time of fused, no branches"]
+
+
+# --- each case, built and checked -----------------------------------------------------------------------------------------
+TINY = ((8, 8, 6), (16, 4, 4), (8, 3, 2), (8, 2, 2))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Maps, networks and batches of a size for a CPU; the compiler stays out of it."""
+    head, tap, train = (room(module) for module in MODULES)
+    monkeypatch.setattr(peers, "compiled", lambda f, mode=None: f)
+    monkeypatch.setattr(head, "HEAD_STAGES", TINY)
+    monkeypatch.setattr(head, "CHANNELS", [c for c, _, _ in TINY])
+    monkeypatch.setattr(head, "at_pixels", lambda maps, pixels: maps)
+    monkeypatch.setattr(tap, "STAGES", {"five boundaries": ((4, 9, 7), *TINY)})
+    monkeypatch.setattr(run, "COPY_BYTES", 1 << 20)
+    original = train.interflow_vision.create_model
+    monkeypatch.setattr(train.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
+    for module in (head, tap, train):
+        monkeypatch.setattr(module, "cold_sets", lambda *_: 2, raising=False)
+    return head, tap, train
+
+
+def built(plan):
+    """The plan's case on a CPU, its batch cut down, checked, each provider called."""
+    bound = inspect.signature(plan.build.func).bind(*plan.build.args).arguments
+    made = plan.build.func(**bound | {key: min(bound[key], most) for key, most in (("batch", 3), ("classes", 7)) if key in bound})
+    run.check(made)
+    assert set(plan.providers) - set(made.providers) <= {"launch", "copy", "TensorRT", "fused, no branches"}
+    return made
+
+
+def test_every_head_case_is_right(tiny):
+    for plan in tiny[0].gpu_plans(CPU):
+        made = built(plan)
+        assert made.family == ("wall" if "calls" in plan.name or "host time" in plan.name else "device")
+
+
+def test_every_tap_case_is_right_and_backward_alone_is_backward(tiny):
+    for plan in tiny[1].gpu_plans(CPU):
+        made = built(plan)
+        if made.about["pass"] == "backward":
+            with run.torch.profiler.profile() as profile:
+                made.providers["eager"].call(0)
+            called = {event.name for event in profile.events()}
+            assert "aten::max_pool2d_with_indices_backward" in called and "aten::max_pool2d_with_indices" not in called
+            assert made.bytes == roofline.TapShape(((4, 9, 7), *TINY), (True,) * 4 + (False,), made.images, 2).backward_bytes()
+
+
+def test_every_network_case_is_right(tiny):
+    for plan in tiny[2].gpu_plans(CPU):
+        if "224px" in plan.name and "compiled" in plan.name:
+            continue  # the same networks without a compiler here
+        made = built(plan)
+        assert set(made.providers) == set(tiny[2].NETWORKS)
+        assert made.family == ("device" if "graph" in plan.name else "wall")
+
+
+def test_limits_of_a_device(monkeypatch):
+    monkeypatch.setattr(run, "COPY_BYTES", 1 << 12)
+    limits = run.device_limits(CPU)
+    assert limits["copy"].bytes == 2 << 12 and limits["launch"].bytes == 0
+    made = made_case(bytes=96)
+    made.providers |= limits
+    info = run.summary(made, {name: [1e-3] * 9 for name in made.providers}, "ours", CPU, {"ours": 5}, {"ours": 2})
+    assert set(info["share"]) == {"read", "copy"}  # a launch moves nothing
+    assert (info["saved_bytes"], info["kernels"]) == (5, 2)
+
+
+def test_a_spent_budget_skips_with_its_reason():
+    session = run.Session(CPU, deadline=0.0)
+    plan = case.Plan("late", ("ours",), lambda: pytest.fail("built"))
+    with pytest.raises(pytest.skip.Exception, match="budget was spent"):
+        session.record(None, plan, "ours")
+
+
+# --- the driver ---------------------------------------------------------------------------------------------------------
+def ran(code, seconds=20.0, at_most=99.0):
+    log = io.StringIO()
+    return gpu.run(gpu.Part("part", [sys.executable, "-c", code], seconds), log, at_most), log.getvalue()
+
+
+def test_a_part_is_run_and_told(capsys):
+    outcome, log = ran("print('hello'); print('FAILED tests/x.py::y - no')")
+    assert outcome.state == "ok" and outcome.failures == ("FAILED tests/x.py::y - no",)
+    assert "hello" in log and "hello" in capsys.readouterr().out
+    assert ran("raise SystemExit(3)")[0].state == "failed (exit status 3)"
+    assert "failed (" in gpu.run(gpu.Part("part", ["/no/such/program"], 5), io.StringIO(), 9).state
+    assert ran("print(1)", at_most=-1)[0].state == "not begun, the time was spent"
+
+
+def test_a_part_that_hangs_is_stopped_with_its_children():
+    hang = "import subprocess, sys, time; print('on', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    outcome, log = ran(hang, seconds=1.5)
+    assert outcome.state == "stopped after 2 s" and outcome.seconds < 10
+    assert "on" in log
+
+
+def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
+    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step"]
+    assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
+    assert parts["bench_head"].environment["INTERFLOW_BACKEND"] == "native"
+    assert "-m" in parts["tests"].command and "gpu" in parts["tests"].command
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    assert gpu.parts("python3", tmp_path, (9, 0))[0].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
+    assert [gpu.architecture(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
+    assert gpu.folder_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def file_of(run_, **run_info):
+    """What pytest-benchmark would have written of made-up rows."""
+    machine = {**run_.machine, "gpu": "made-up GPU"}
+    data = {"machine_info": machine, "commit_info": {"id": "f" * 40}, "datetime": "2026-01-01T00:00:00", "run": {**run_.run, **run_info}}
+    return json.dumps(data | {"benchmarks": [{"extra_info": row} for row in run_.rows]})
+
+
+def test_results_of_the_parts_become_one_report_and_a_failed_part_is_named(tmp_path, capsys):
+    """Made-up numbers in a temporary folder."""
+    out = tmp_path / "out"
+    out.mkdir()
+    contents = [file_of(synthetic(seed, cases=2), timed_s=4, whole_s=10) for seed in (0, 1)]
+    write = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    parts = [gpu.Part(f"bench_{i}", [sys.executable, "-c", write, str(out / f"{i}.json"), text], 20, {}, out / f"{i}.json") for i, text in enumerate(contents)]
+    parts.insert(1, gpu.Part("broken", [sys.executable, "-c", "raise SystemExit(1)"], 20, {}, out / "broken.json"))
+    log = io.StringIO()
+    assert gpu.measure(parts, "", out, log, gpu.time.perf_counter()) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md", "results.json", "speed.png"]
+    loaded = results.load(out)
+    assert len(loaded.rows) == 12 and loaded.run == {"set": "gpu", "timed_s": 8, "others_cores": 0.0, "whole_s": 20}
+    assert "made-up GPU" in (out / "report.md").read_text() and "Made by `make gpu`" in report.markdown(loaded)
+    assert "failed: broken" in log.getvalue()
+    assert ">= 2x the best peer" in log.getvalue() and "reached" in log.getvalue()
+
+
+def test_nothing_measured_is_no_report(tmp_path):
+    log = io.StringIO()
+    assert gpu.measure([gpu.Part("broken", ["/no/such/program"], 5, {}, tmp_path / "x.json")], "", tmp_path, log, gpu.time.perf_counter()) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert gpu.merged([]) is None
+
+
+def test_without_a_gpu_one_sentence():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, str(gpu.ROOT / "bench/gpu.py")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("make gpu needs torch and an NVIDIA GPU") and done.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from . import _native
+from .triton import registration
 
 NAMES = ("auto", "native", "triton", "eager")
 """auto: the best that runs; native: the compiled kernels (C++, CUDA C++); triton; eager: plain PyTorch."""
@@ -34,10 +35,14 @@ def backend(name: str) -> Iterator[None]:
     """
     global _requested
     before, _requested = _requested, _checked(name, "backend")
+    if "triton" in (before, name):  # elsewhere nothing to do, and torch.compile need not see it
+        registration.force(name == "triton")
     try:
         yield
     finally:
         _requested = before
+        if "triton" in (before, name):
+            registration.force(before == "triton")
 
 
 def requested() -> str:
@@ -54,14 +59,14 @@ def reason_against(name: str, device: str, index: int | None = None) -> str | No
         if device == "cuda" and torch.version.hip is None:
             return _native.device_error(index)
         return f"there are no compiled kernels for device {device!r}; plain PyTorch runs there"
-    return "this version has no Triton kernels; ask for 'native' or 'eager'"
+    return registration.reason_against(device)
 
 
 def select(device: str, index: int | None = None, dtype: torch.dtype | None = None) -> str:
     """ "native", "triton" or "eager" for a device and dtype; a forced choice that cannot run raises RuntimeError."""
     if _requested == "eager":
         return "eager"
-    if dtype is torch.float64 and device not in ("cpu", "meta"):
+    if dtype is torch.float64 and (device not in ("cpu", "meta") or _requested == "triton"):
         if _requested != "auto":
             raise RuntimeError(f"backend {_requested!r} was asked for but has no fp64 kernels for device {device!r}; ask for 'auto' or 'eager', or use fp32")
         return "eager"
@@ -72,8 +77,15 @@ def select(device: str, index: int | None = None, dtype: torch.dtype | None = No
         return _requested
     for name in _ORDER:
         if reason_against(name, device, index) is None:
+            if name == "triton" and not torch.compiler.is_compiling():
+                registration.serve(device)
             return name
     if not torch.compiler.is_compiling() and device not in _warned:
         _warned.add(device)
-        warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reason_against('native', device, index)}", stacklevel=4)
+        reasons = "; ".join(f"{name}: {reason_against(name, device, index)}" for name in _ORDER if name == "native" or device != "cpu")
+        warnings.warn(f"interflow_kernels runs in plain PyTorch on device {device!r}: {reasons}", stacklevel=4)
     return "eager"
+
+
+registration.install()
+registration.force(_requested == "triton")

@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from . import _backend, _native, _validate, reference
+from . import _backend, _validate, reference
+from .triton import registration
 
-if _native.cpu_error is None:
+if registration.schemas_exist():
     from . import ops
+
+
+def _serves(t: Tensor) -> bool:
+    """Whether an operator runs on t, or plain PyTorch does: on request, without kernels for its device, for fp64 on Triton."""
+    chosen = _backend.select(t.device.type, t.device.index, t.dtype)
+    return chosen == "native" or (chosen == "triton" and t.dtype != torch.float64)
 
 
 def run_head(
@@ -21,8 +29,7 @@ def run_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
-    device = weight.device
-    if _backend.select(device.type, device.index, weight.dtype) == "eager":
+    if not _serves(weight):
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
     return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches)
 
@@ -91,7 +98,6 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     """
     _validate.tap(u, shift)
     max_pool = bool(max_pool)
-    device = u.device
-    if _backend.select(device.type, device.index, u.dtype) == "eager":
+    if not _serves(u):
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -12,11 +13,23 @@ from ._version import __version__
 __all__ = ["build_info", "devices", "report"]
 
 
+def triton_version() -> str | None:
+    """Of the installed Triton, which need not be imported for it, or None."""
+    for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton-xpu", "triton-xpu", "triton-windows"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
 def devices() -> list[tuple[str, int | None]]:
     """The device types that this torch can use here, each GPU with its number."""
     found: list[tuple[str, int | None]] = [("cpu", None)]
     if torch.cuda.is_available():
         found += [("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.xpu.is_available():
+        found += [("xpu", index) for index in range(torch.xpu.device_count())]
     if torch.backends.mps.is_available():
         found.append(("mps", None))
     return found
@@ -53,6 +66,7 @@ def report() -> str:
         running = "baseline" if os.environ.get("INTERFLOW_CPU_ISA") == "baseline" else widest
         lines.append(f"CPU kernels       {', '.join(built['cpu_kernels'])}; this processor runs {running}")
     lines += gpu_lines()
+    lines.append(f"Triton            {triton_version() or 'not installed'} (kernels of its own, for GPUs without compiled ones; needs >= 3.6)")
     lines.append(f"backend           {_backend.requested()!r} asked for (INTERFLOW_BACKEND, interflow_kernels.backend)")
     for device, index in devices():
         label = device if index is None else f"{device}:{index}"

@@ -245,5 +245,5 @@ def _raw_autocast(device: str, key: str) -> Callable[..., Any]:
     return kernel
 
 
-for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")):
     library.impl("interflow_head", _raw_autocast(_device, _key), _key)

@@ -1,0 +1,146 @@
+"""stage_tap in Triton, the host side: check, sizes, allocate, launch, return. Arguments and results are the raw operator's.
+
+Forward is one launch: in NCHW a program sums whole planes, in NHWC a whole channel block of an image or, where that is large,
+parts of it, the last of which to arrive adds them in order. Backward is one launch, and a small one that sums d(shift).
+"""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from . import stage_tap_kernels as kernels
+from . import tiles
+from ._launch import counters, launch, on_device
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _fail(sentence: str) -> NoReturn:
+    raise RuntimeError(sentence)
+
+
+def _served(operator: str, name: str, t: Tensor) -> None:
+    if t.dtype not in _DTYPES:
+        _fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
+
+
+def _new_map(like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    batch, channels, height, width = shape
+    if channels_last:
+        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _mask_bytes(shape: tuple[int, int, int, int], max_pool: bool, channels_last: bool) -> int:
+    batch, channels, height, width = shape
+    if max_pool:
+        return batch * channels * ((height + 1) // 2) * ((width + 1) // 2)
+    if channels_last:
+        return batch * height * width * ((channels + 7) // 8)
+    return batch * channels * ((height * width + 7) // 8)
+
+
+def _is_wide(shape: tuple[int, int, int, int], *strides: tuple[int, ...]) -> bool:
+    """Whether an offset inside an image may leave 31 bits; the mask and the dense maps count with C * H * W, a tile's overhang with twice."""
+    _, channels, height, width = shape
+    spans = [(channels + 64) * s[1] + (height + 2) * s[2] + (width + 2) * s[3] for s in strides]
+    return max(2 * (channels + 64) * (height + 2) * (width + 2), 2 * max(spans)) >= 2**31
+
+
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """u [B, C, H, W], shift [C] -> m [B, C, H/2, W/2] or [0], p [B, C] fp32, mask [bytes] or [0]."""
+    # Check
+    if not (u.dim() == 4 and min(u.shape[2:]) > 0):
+        _fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
+    _served("stage_tap", "u", u)
+    batch, channels, height, width = shape = (u.shape[0], u.shape[1], u.shape[2], u.shape[3])
+    if shift is not None:
+        if list(shift.shape) != [channels]:
+            _fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
+        if shift.dtype not in (u.dtype, torch.float32):
+            _fail(f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+        if shift.device != u.device:
+            _fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
+
+    # Sizes
+    channels_last = u.stride(1) == 1 and channels > 1
+    strides = u.stride()
+    wide = _is_wide(shape, strides)
+
+    # Allocate
+    m = _new_map(u, (batch, channels, height // 2, width // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,))
+    p = u.new_empty((batch, channels), dtype=torch.float32)
+    mask = u.new_empty((_mask_bytes(shape, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8)
+    if batch == 0 or channels == 0:
+        return m, p, mask
+    outputs = (m if max_pool else None, p, mask if need_mask else None)
+    if shift is not None and not shift.is_contiguous():
+        shift = shift.contiguous()
+
+    # Launch
+    with on_device(u):
+        if channels_last:
+            parts, part, rows, cols = tiles.tap_pixels(channels, height, width, u.element_size(), max_pool)
+            blocks = -(-channels // cols)
+            meeting = (None, None) if parts == 1 else (u.new_empty((batch, parts, channels), dtype=torch.float32), counters(u, batch * blocks))
+            constants = (channels, height, width, *strides, max_pool, parts, part, rows, cols, wide)
+            launch(kernels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, tiles.WARPS)
+        else:
+            rows, cols = tiles.tap_planes(channels, height, width, max_pool)
+            planes = (channels, height, width, *strides, max_pool, rows, cols, wide)
+            launch(kernels.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), planes, tiles.WARPS)
+    return m, p, mask
+
+
+def stage_tap_backward(
+    dm: Tensor | None, dp: Tensor | None, mask: Tensor, like: Tensor, max_pool: bool, channels_last: bool, need_shift: bool
+) -> tuple[Tensor, Tensor]:
+    """dm [B, C, H/2, W/2], dp [B, C], any strides, each may be missing -> du [B, C, H, W], dshift [C] fp32 or [0]."""
+    # Check
+    name = "stage_tap_backward"
+    if not (like.dim() == 4 and min(like.shape[2:]) > 0):
+        _fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
+    _served(name, "u", like)
+    batch, channels, height, width = shape = (like.shape[0], like.shape[1], like.shape[2], like.shape[3])
+    size = _mask_bytes(shape, max_pool, channels_last)
+    fits = mask.dtype == torch.uint8 and mask.is_contiguous() and list(mask.shape) == [size]
+    if not (fits):
+        _fail(f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
+    if not max_pool:
+        dm = None
+    if dm is not None:
+        expected = [batch, channels, height // 2, width // 2]
+        if not (list(dm.shape) == expected and dm.dtype == like.dtype):
+            _fail(f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
+        if dm.device != mask.device:
+            _fail(f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
+    if dp is not None:
+        if not (list(dp.shape) == [batch, channels] and dp.dtype == torch.float32):
+            _fail(f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}")
+        if dp.device != mask.device:
+            _fail(f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
+
+    # Allocate
+    du = _new_map(mask, shape, like.dtype, channels_last)
+    dshift = mask.new_empty((channels if need_shift else 0,), dtype=torch.float32)
+    if batch == 0 or channels == 0:
+        return du, dshift.zero_()
+    if channels_last:
+        parts, part, rows, cols = tiles.tap_pixels(channels, height, width, like.element_size(), max_pool)
+        tile: tuple[int, ...] = (parts, part, rows, cols)
+        programs = batch * parts * -(-channels // cols)
+    else:
+        parts, tile = 1, tiles.tap_planes(channels, height, width, max_pool)
+        programs = batch * -(-channels // tile[0])
+    sums = mask.new_empty((batch * parts, channels), dtype=torch.float32) if need_shift else None
+
+    # Launch
+    dm_strides = (0, 0, 0, 0) if dm is None else dm.stride()
+    constants = (channels, height, width, *dm_strides, *((0, 0) if dp is None else dp.stride()), max_pool, *tile, _is_wide(shape, dm_strides))
+    with on_device(mask):
+        launch(kernels.tap_pixels_backward if channels_last else kernels.tap_planes_backward, programs, (dm, dp, mask, du, sums), constants, tiles.WARPS)
+        if sums is not None:
+            cols = min(32, tiles.power_of_two(channels))
+            launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)
+    return du, dshift

@@ -1,0 +1,202 @@
+"""Triton's kernels compiled for every GPU target without a GPU: registers, spills, 16-byte accesses, matrix units, arguments."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (pip install triton)")
+
+from triton_offline import TARGETS, compiled, recorded, resources, runtime_arguments, vgg16_maps
+
+from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
+
+K, WIDTHS = 1000, [128, 256, 512, 512]
+
+
+def tap_launches(dtype, layout, max_pool=True, side=112):
+    u = torch.empty(2, 128, side, side, dtype=dtype)
+    u = u.to(memory_format=torch.channels_last) if layout == "channels_last" else u
+    with recorded() as launches:
+        m, p, mask = stage_tap.stage_tap(u, torch.empty(128), max_pool, True)
+        stage_tap.stage_tap_backward(m if max_pool else None, p, mask, u, max_pool, layout == "channels_last", True)
+    return launches
+
+
+def head_launches(dtype, layout, attention, source="maps"):
+    n = len(WIDTHS)
+    weight, bias, matrix, offset = (torch.empty(shape, dtype=dtype) for shape in ((K, sum(WIDTHS)), (n, K), (n, n), (n,)))
+    features = vgg16_maps(2, dtype, layout) if source == "maps" else [torch.empty(2, w) for w in WIDTHS]
+    with recorded() as launches:
+        y, _, pooled = interflow_head.interflow_head(features, weight, bias, matrix, offset, attention, [1, 1], False, None)
+        parameters = (weight, bias, matrix, offset, attention, WIDTHS)
+        interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, [0, 1, 2, 3], True, True, True)
+    return {launch.kernel.__name__: launch for launch in launches}
+
+
+# Registers a thread may take, as measured with Triton 3.6 and 3.9, and some room; none may spill. Four warps of 128 registers
+# leave four programs on a multiprocessor of NVIDIA's.
+CEILINGS = {
+    "tap_pixels": 128,
+    "tap_pixels_backward": 128,
+    "tap_planes": 128,
+    "tap_planes_backward": 128,
+    "sum_rows": 64,
+    "head_pool": 144,
+    "head_tail": 192,
+    "head_scores": 192,
+    "head_gradients": 255,
+    "head_attention": 128,
+    "head_gate": 64,
+}
+# RDNA 3 replicates a product's operands over half waves: its compiler fills the register file, and spills where a weight has three parts.
+PRODUCTS = ("head_tail", "head_scores", "head_gradients")
+
+
+def check(launch, target):
+    name = launch.kernel.__name__
+    assert runtime_arguments(launch) <= 12, name
+    found = resources(compiled(launch, TARGETS[target]))
+    if target == "gfx1100" and name in PRODUCTS:
+        assert found.matrix > 0
+        return found
+    assert found.spilled == 0, (name, target, found)
+    assert found.registers <= CEILINGS[name], (name, target, found)
+    return found
+
+
+ALL = ("sm_90", "gfx942")
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_tap(target, layout):
+    forward, backward, rows = tap_launches(torch.bfloat16, layout)
+    assert check(forward, target).loads >= (4 if target.startswith("sm") else 1)
+    found = check(backward, target)
+    if layout == "channels_last" or target.startswith("sm"):
+        assert found.stores >= 4
+    check(rows, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_tap_of_other_dtypes_and_forms(layout, dtype):
+    for max_pool in (True, False):
+        for launch in tap_launches(dtype, layout, max_pool, side=28)[:2]:
+            check(launch, "sm_90")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_head_of_bf16_maps(target):
+    launches = head_launches(torch.bfloat16, "channels_last", "nxn")
+    assert list(launches) == ["head_pool", "head_tail", "head_gradients", "head_attention"]
+    assert check(launches["head_pool"], target).loads >= 8
+    assert check(launches["head_tail"], target).matrix > 0
+    if target in ALL:
+        assert check(launches["head_gradients"], target).matrix > 0
+        check(launches["head_attention"], target)
+
+
+@pytest.mark.parametrize("target", ALL)
+@pytest.mark.parametrize("attention", ["classwise", "gated"])
+def test_head_of_pooled_fp32_features(attention, target):
+    if attention == "classwise":
+        launches = head_launches(torch.float32, "contiguous", "nxn", "pooled")
+        assert list(launches) == ["head_tail", "head_gradients", "head_attention"]
+    else:
+        launches = head_launches(torch.float32, "contiguous", "gated", "pooled")
+        assert list(launches) == ["head_tail", "head_scores", "head_gradients", "head_gate"]
+    for launch in launches.values():
+        check(launch, target)
+
+
+def test_pooled_maps_of_nchw():
+    assert check(head_launches(torch.bfloat16, "contiguous", "nxn")["head_pool"], "sm_90").loads >= 8
+
+
+def test_products_keep_fp32s_error_and_sums_are_not_fused():
+    """No TF32, no fused multiply-add where the kernels write a product and a sum, no atomics on floats."""
+    launches = head_launches(torch.float32, "contiguous", "gated", "pooled")
+    text = compiled(launches["head_tail"], TARGETS["sm_90"]).asm["ptx"]
+    assert "bf16" in text and "tf32" not in text
+    for launch in (*launches.values(), *tap_launches(torch.bfloat16, "channels_last")):
+        code = compiled(launch, TARGETS["sm_90"]).asm["ptx"]
+        assert not re.search(r"(?:atom|red)\.\S*\.f(?:16|32|64)", code), launch.kernel.__name__
+        if "tap" in launch.kernel.__name__:
+            assert not re.search(r"\bfma\.rn\.f32", code.replace("div.rn", "")), launch.kernel.__name__
+
+
+def test_a_spill_is_seen():
+    """That the ceilings can fail: the head's tail in four times the columns at a time does spill."""
+    launch = head_launches(torch.float32, "contiguous", "nxn", "pooled")["head_tail"]
+    launch.constants = (*launch.constants[:-1], 128)
+    assert resources(compiled(launch, TARGETS["sm_90"])).spilled > 0
+
+
+LAUNCHING = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+seen = []
+
+
+class Launcher:
+    def __init__(self, source, metadata):
+        self.name = source.fn.__name__
+
+    def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
+        seen.append((self.name, x, y, z, [(type(a).__name__, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments]))
+
+
+class Driver:
+    class utils:
+        load_binary = staticmethod(lambda *a: (1, 2, 64, 0, 1024))
+        get_device_properties = staticmethod(lambda device: dict(max_shared_mem=232448, multiprocessor_count=132))
+        unload_module = staticmethod(lambda module: None)
+
+    launcher_cls = Launcher
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+
+driver.set_active(Driver())
+from test_triton_compiled import WIDTHS
+from interflow_kernels.triton import _launch, interflow_head, interflow_head_backward, stage_tap
+_launch.options = lambda maker, *rest, options=_launch.options: options("cuda", *rest)
+
+
+def calls(batch):
+    seen.clear()
+    u = torch.empty(batch, 64, 12, 10, dtype=torch.bfloat16)
+    m, p, mask = stage_tap.stage_tap(u, None, True, True)
+    stage_tap.stage_tap_backward(m, p, mask, u, True, False, True)
+    parameters = (torch.empty(20, sum(WIDTHS)), None, torch.empty(4, 4), torch.empty(4), "nxn")
+    y, _, pooled = interflow_head.interflow_head([torch.empty(batch, w) for w in WIDTHS], *parameters, [1, 1], False, None)
+    interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, WIDTHS, [0], True, True, True)
+    return list(seen)
+
+
+first = calls(3)
+compiled = dict(_launch._compiled)
+assert [c[0] for c in first] == ["tap_planes", "tap_planes_backward", "sum_rows", "head_tail", "head_gradients", "head_attention"], first
+assert calls(3) == first  # past the binder: the launcher gets the same
+calls(16), calls(1)
+assert _launch._compiled == compiled  # no batch size compiles anew
+print(len(compiled))
+"""
+
+
+def test_launches_past_the_binder_hand_over_the_same_arguments():
+    """With a driver that loads and launches nothing: what reaches the launcher by Triton's own way, and by ours."""
+    code = LAUNCHING.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "6"

@@ -1,0 +1,97 @@
+"""Compiles the Triton kernels that a call would launch, for any target, without a GPU; reads registers, spills and instructions."""
+
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
+from interflow_kernels.triton._launch import options
+
+TARGETS = {
+    **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
+    **{arch: GPUTarget("hip", arch, size) for arch, size in (("gfx90a", 64), ("gfx942", 64), ("gfx1100", 32))},
+}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int32: "*i32"}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@contextmanager
+def recorded():
+    """Inside it, the host functions launch nothing; each launch is noted instead."""
+    launches = []
+
+    def note(kernel, programs, arguments, constants, warps, stages=1):
+        launches.append(SimpleNamespace(kernel=kernel, programs=programs, arguments=arguments, constants=constants, warps=warps, stages=stages))
+
+    modules = (interflow_head, interflow_head_backward, stage_tap)
+    before = [module.launch for module in modules]
+    for module in modules:
+        module.launch = note
+    try:
+        yield launches
+    finally:
+        for module, launch in zip(modules, before, strict=True):
+            module.launch = launch
+
+
+def compiled(launch, target):
+    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them."""
+    parameters = launch.kernel.params
+    values = [*launch.arguments, *launch.constants]
+    assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(parameters, values, strict=True)):
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(i,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32"
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options=options(target.backend, target.warp_size, launch.warps, launch.stages))
+
+
+def runtime_arguments(launch):
+    return sum(value is not None for value in launch.arguments)
+
+
+def tool(name, *arguments):
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def resources(kernel):
+    """registers of a thread, bytes spilled, 16-byte accesses to global memory (loads, stores), matrix instructions."""
+    if "amdgcn" in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        number = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])  # noqa: E731
+        wide = lambda what: len(re.findall(rf"(?:buffer|global)_{what}_(?:dwordx4|b128)", text))  # noqa: E731
+        matrix = len(re.findall(r"v_w?mfma_|v_mfma|v_wmma", text))
+        return SimpleNamespace(registers=number("vgpr_count"), spilled=number("vgpr_spill_count"), loads=wide("load"), stores=wide("store"), matrix=matrix)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        usage, code = tool("cuobjdump", "-res-usage", path), tool("nvdisasm", "-c", path)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    spilled = stack + 4 * len(re.findall(r"\b(?:LDL|STL)\b", code))
+    wide = lambda what: len(re.findall(rf"\b{what}\.E\S*\.128", code))  # noqa: E731
+    matrix = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|QMMA)", code))
+    return SimpleNamespace(registers=registers, spilled=spilled, loads=wide("LDG"), stores=wide("STG"), matrix=matrix)
+
+
+def vgg16_maps(batch, dtype, layout):
+    """The maps of VGG-16's four stages at 224 pixels."""
+    maps = []
+    for channels, side in ((128, 112), (256, 56), (512, 28), (512, 14)):
+        x = torch.empty(batch, channels, side, side, dtype=dtype)
+        maps.append(x.to(memory_format=torch.channels_last) if layout == "channels_last" else x)
+    return maps

@@ -225,13 +225,20 @@ def test_fp64_is_refused_by_name(library):
 
 
 # --- mistakes that must be caught ---------------------------------------------------------------------------------------
+POOL, FORWARD, SCHEDULE = "csrc/cuda/interflow_head_pool.cuh", "csrc/cuda/interflow_head_fwd.cu", "csrc/cuda/interflow_head_schedule.h"
+STORED = "    for (int n = 0; n < N; ++n) place[n] = sums[n];\n  }\n"
+RELEASE = "release(P.counters + P.schedule.done_counter(group), 1)"
+TURNS = "return r < units ? Ticket{true, g + 1, r} : Ticket{false, g, r - units};"
+TURNED = "return r < tiles ? Ticket{false, g + 1, r} : Ticket{true, g + 1, r - tiles};"
+MEETING = "bool last = atomic_add_%s(counter, 1)"
+ORDER = r"block \d+ thread \d+: .*no release and acquire order"
 MISTAKES = {
-    "a barrier": (Edit("csrc/cuda/interflow_head_pool.cuh", "    for (int n = 0; n < N; ++n) place[n] = sums[n];\n  }\n  __syncthreads();", "    for (int n = 0; n < N; ++n) place[n] = sums[n];\n  }"), r"block \d+ thread \d+: .*never written"),
-    "the release of pooled values": (Edit("csrc/cuda/interflow_head_pool.cuh", "atomic_add_release(P.counters + P.schedule.done_counter(group), 1)", "atomic_add_relaxed(P.counters + P.schedule.done_counter(group), 1)"), r"block \d+ thread \d+: .*no release and acquire order"),
-    "the order of tickets": (Edit("csrc/cuda/interflow_head_schedule.h", "return r < units ? Ticket{true, g + 1, r} : Ticket{false, g, r - units};", "return r < tiles ? Ticket{false, g + 1, r} : Ticket{true, g + 1, r - tiles};"), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
-    "a counter left dirty": (Edit("csrc/cuda/interflow_head_fwd.cu", "    store_relaxed(P.counters + HeadSchedule::kNext, 0);\n", ""), "counter 0 is .* must be zero again"),
-    "a meeting's acquire": (Edit("csrc/cuda/interflow_head_pool.cuh", "bool last = atomic_add_acq_rel(counter, 1)", "bool last = atomic_add_release(counter, 1)"), r"block \d+ thread \d+: .*no release and acquire order"),
-}  # fmt: skip
+    "a barrier": (Edit(POOL, STORED + "  __syncthreads();", STORED), r"block \d+ thread \d+: .*never written"),
+    "the release of pooled values": (Edit(POOL, f"atomic_add_{RELEASE}", f"atomic_add_{RELEASE.replace('release', 'relaxed', 1)}"), ORDER),
+    "the order of tickets": (Edit(SCHEDULE, TURNS, TURNED), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
+    "a counter left dirty": (Edit(FORWARD, "    store_relaxed(P.counters + HeadSchedule::kNext, 0);\n", ""), "counter 0 is .* must be zero again"),
+    "a meeting's acquire": (Edit(POOL, MEETING % "acq_rel", MEETING % "release"), ORDER),
+}
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 
 _C = pytest.importorskip("interflow_kernels._C", reason="the compiled module is not built")
 
+LARGE = 1 << 30
 LAYOUTS = ("contiguous", "channels_last", "cropped", "permuted")
 
 

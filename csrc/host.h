@@ -13,6 +13,11 @@
 
 #include "dtype.h"
 
+// Its name in torch 2.10 and 2.11.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace interflow {
 
 using torch::headeronly::ScalarType;

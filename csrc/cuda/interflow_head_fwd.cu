@@ -13,6 +13,7 @@ namespace interflow {
 namespace {
 
 constexpr int kHeaderFloats = 4;  // flag, ticket
+static_assert(4 * (kHeaderFloats + TailShared<kNarrowClasses / 8>::floats(kMaxStages, true)) <= 99 << 10, "what a block may have on sm_86, 89 and 120");
 
 // Waits until all pooled values of a group are there.
 __device__ __forceinline__ void wait_for_group(const HeadForward& P, uint32_t group) {

@@ -80,7 +80,7 @@ struct TailShared {
   static constexpr int kBlockFloats = (kTileImages + NT * 8) * kPitch;
   __device__ __forceinline__ TailShared(float* shared, int n, bool branches)
       : a(shared), offset(a + n * NT * 8), y(offset + NT * 8), z(y + kWarps * kOutputs), blocks(z + (branches ? n * kWarps * kOutputs : 0)) {}
-  static INTERFLOW_HOST_DEVICE int floats(int n, bool branches) {
+  static INTERFLOW_HOST_DEVICE constexpr int floats(int n, bool branches) {
     return n * NT * 8 + NT * 8 + kWarps * kOutputs + (branches ? n * kWarps * kOutputs : 0) + kWarps * kBlockFloats;
   }
 };

@@ -22,6 +22,7 @@ KERNEL_FILES = sorted(ROOT.glob("csrc/cuda/*.cu"))
 
 PROMISES = (
     # pooled, weights, y: the tail multiplies on tensor cores; two blocks of 256 threads a multiprocessor
+    Promise("interflow_head_forward_kernel<float>", 128, loads=True),
     Promise("interflow_head_forward_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_products_kernel", 128, loads=True),
@@ -382,8 +383,9 @@ def test_a_gpu_is_asked_once_and_the_reason_reaches_the_choice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU number {index}")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(_backend.registration, "reason_against", lambda device: "there is no Triton")
     assert _backend.select("cuda", 0) == _backend.select("cuda", 0) == _backend.select("cuda") == "native"
-    with pytest.warns(UserWarning, match="GPU number 1 has compute capability 7.5"):
+    with pytest.warns(UserWarning, match="GPU number 1 has compute capability 7.5.*there is no Triton"):
         assert _backend.select("cuda", 1) == "eager"
     assert asked == [0, 1]
     with _backend.backend("native"), pytest.raises(RuntimeError, match="cannot run on device 'cuda': GPU number 1"):

@@ -48,6 +48,7 @@ def check_under_another_table(run, factor):
         run()
     served = {launch.kernel.__name__ for launch in launches} & set(tiles.KERNELS)
     assert {name for name, *_ in different(launches) - by_rule} >= served, "the table was not used"
+    assert {launch.warps for launch in launches if launch.kernel.__name__ in served} == {int(tiles.WARPS * factor)}
     return launches
 
 
@@ -72,8 +73,8 @@ def test_a_tap_under_another_table_agrees_with_the_reference(case, factor, devic
     [
         (HeadCase(1, ((9, 7, 5), (18, 1, 2)), 5, "classwise", layout="channels_last", dtype=torch.bfloat16), 0.5),  # parts that meet in the tail
         (HeadCase(1, ((9, 5, 5), (3, 8, 9)), 17, "gated", dtype=torch.float16), 2),
-        (HeadCase(33, ((17, 1, 1),), 3, "nxn"), 0.5),  # images in three tiles
-        (HeadCase(1, ((9, 5, 4),), 3, pool_size=(2, 1), layout="channels_last"), 0.5),
+        (HeadCase(33, ((8, 1, 1),), 3, "nxn"), 0.5),  # images in three tiles
+        (HeadCase(1, ((17, 5, 4),), 3, pool_size=(2, 1), layout="channels_last"), 0.5),
     ],
     ids=["parts", "larger", "batch", "bins"],
 )
@@ -95,7 +96,7 @@ def images_of(case, device):
 
 @pytest.mark.parametrize(("attention", "dtype", "factor"), [("nxn", torch.float32, 0.5), ("gated", torch.bfloat16, 2)], ids=str)
 def test_an_image_does_not_depend_on_its_batch_under_another_table(attention, dtype, factor, device):
-    run = images_of(HeadCase(17, ((9, 3, 2), (8, 1, 1)), 3, attention, layout="channels_last", dtype=dtype), device)
+    run = images_of(HeadCase(17, ((9, 2, 1), (8, 1, 1)), 3, attention, layout="channels_last", dtype=dtype), device)
     entries, _ = other_table(lambda: run([0]), factor)
     with tiles.replaced(entries) as asked:
         whole = run(torch.arange(17))
@@ -200,7 +201,7 @@ def test_what_disagrees_with_the_reference_is_passed_over(wrong, device, three):
             outputs = problem.run()
             if tiles.table().get(KEY, {}).get("num_warps") == 8:
                 if wrong == "unwritten":
-                    outputs["du"] = torch.empty_like(outputs["du"])
+                    outputs["du"] = torch.where(torch.empty_like(outputs["du"]).isnan(), torch.nan, outputs["du"])  # right, or stale
                 elif wrong == "p":
                     outputs["p"][0, 3] *= 1 + 2e-6
                 else:

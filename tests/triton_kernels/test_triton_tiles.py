@@ -100,9 +100,9 @@ def test_an_image_does_not_depend_on_its_batch_under_another_table(attention, dt
     entries, _ = other_table(lambda: run([0]), factor)
     with tiles.replaced(entries) as asked:
         whole = run(torch.arange(17))
-        for chosen in ([16], [3, 16]):
-            for a, b in zip(whole, run(torch.tensor(chosen)), strict=True):
-                assert torch.equal(a[chosen], b)
+        chosen = [3, 16]
+        for a, b in zip(whole, run(torch.tensor(chosen)), strict=True):
+            assert torch.equal(a[chosen], b)
         assert set(asked) == set(entries)  # no batch asks for a class of its own
 
 
@@ -114,7 +114,7 @@ def test_a_tap_of_an_image_does_not_depend_on_its_batch_under_another_table(layo
     entries, _ = other_table(lambda: run([0]), 0.25)
     with tiles.replaced(entries):
         whole = run(torch.arange(2))
-        for chosen in ([1], [1, 0]):
+        for chosen in ([1], [1, 0]):  # alone, and in another place
             assert all(torch.equal(a[chosen], b) for a, b in zip(whole, run(chosen), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(whole, run(torch.arange(2)), strict=True))
     assert torch.equal(whole[0], by_rule[0])  # a maximum has no order
@@ -152,9 +152,9 @@ def no_spills(launch):
 
 def test_the_fastest_wins_and_is_written_with_its_gain(device, three):
     said = []
-    entries = tune.tune([made(device)], [1, 3], by_warps(w4=1.0, w2=0.8, w8=0.5), no_spills, said.append)
+    entries = tune.tune([made(device)], [1, 2], by_warps(w4=1.0, w2=0.8, w8=0.5), no_spills, said.append)
     assert set(entries) == {KEY} and entries[KEY] == dict(rows=4, cols=8, part=4, num_warps=8, num_stages=1)
-    assert said == [f"{KEY}: 2.00x (B=1 2.00x, B=3 2.00x): rows=4 cols=8 part=4 num_warps=8 num_stages=1; 2 timed, 0 passed over"]
+    assert said == [f"{KEY}: 2.00x (B=1 2.00x, B=2 2.00x): rows=4 cols=8 part=4 num_warps=8 num_stages=1; 2 timed, 0 passed over"]
 
 
 def test_every_batch_counts(device, three):

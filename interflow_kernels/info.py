@@ -9,6 +9,7 @@ import torch
 from . import _backend, _native
 from ._native import build_info
 from ._version import __version__
+from .triton import tiles
 
 __all__ = ["build_info", "devices", "report"]
 
@@ -67,6 +68,7 @@ def report() -> str:
         lines.append(f"CPU kernels       {', '.join(built['cpu_kernels'])}; this processor runs {running}")
     lines += gpu_lines()
     lines.append(f"Triton            {triton_version() or 'not installed'} (kernels of its own, for GPUs without compiled ones; needs >= 3.6)")
+    lines.append(f"  tiles           {tiles.described()}")
     lines.append(f"backend           {_backend.requested()!r} asked for (INTERFLOW_BACKEND, interflow_kernels.backend)")
     for device, index in devices():
         label = device if index is None else f"{device}:{index}"

@@ -5,9 +5,9 @@ launches it (as Triton's own softmax tutorial does). Pointers are the only argum
 16-byte alignment; integers are declared `do_not_specialize`.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,31 @@ from ._math import INTERPRETED
 
 _compiled: dict[Any, Any] = {}
 _counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+class Launch(NamedTuple):
+    """The arguments of one call of `launch`."""
+
+    kernel: Any
+    programs: int
+    arguments: Sequence[Any]
+    constants: tuple[Any, ...]
+    warps: int
+    stages: int
+
+
+_noted: list[Launch] | None = None
+
+
+@contextmanager
+def noted() -> Iterator[list[Launch]]:
+    """Inside it, launches are noted as they happen, for the tuner."""
+    global _noted
+    before, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = before
 
 
 def on_device(t: Tensor) -> AbstractContextManager[Any]:
@@ -40,13 +65,18 @@ def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:
     return found
 
 
-def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> None:
-    """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters."""
+def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tuple[Any, ...], warps: int, stages: int = 1) -> Any:
+    """Runs `programs` programs of a kernel: its tensors, None and ints first, its constants after them, in the order of its parameters.
+
+    Returns what Triton compiled, None under the interpreter.
+    """
     if programs == 0:
-        return
+        return None
+    if _noted is not None:
+        _noted.append(Launch(kernel, programs, arguments, constants, warps, stages))
     if INTERPRETED:
         kernel[(programs,)](*arguments, *constants)
-        return
+        return None
     place: Any = None
     classes: list[Any] = []
     for a in arguments:
@@ -62,8 +92,9 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], constants: tupl
         maker = "cuda" if torch.version.cuda and place.type == "cuda" else "other"
         found = kernel[(programs,)](*arguments, *constants, **options(maker, width, warps, stages))
         _compiled[key] = found
-        return
+        return found
     found[(programs, 1, 1)](*arguments, *constants)
+    return found
 
 
 def counters(like: Tensor, count: int) -> Tensor:

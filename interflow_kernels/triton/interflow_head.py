@@ -4,7 +4,6 @@ Two launches: one pools every map, one multiplies and aggregates; the first fall
 already, as a StageTap gives them. What depends on shapes only is planned once and kept.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -59,16 +58,21 @@ def check_parameters(
             fail(f"{operator}: {name} must be {shapes[name]} for attention {attention!r}, got {list(t.shape)}")
 
 
+def dtype_name(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
 def dense(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
-@functools.lru_cache(maxsize=1024)
+@tiles.cached
 def _pool_plan(shapes: tuple[tuple[int, ...], ...], strides: tuple[tuple[int, ...], ...], elements: tuple[int, ...], bins: tuple[int, int]) -> Any:
-    """What follows from the features' shapes: constants of both kernels, units of an image, columns of partial."""
+    """What follows from the features' shapes: constants of both kernels, units of an image, columns of partial, warps and stages of the pool."""
     stages: list[int] = []
     first, columns, parts, pixels, partial_columns = [0], [0], [], [], []
     partial_d = 0
+    runs = []
     for shape, stride, element in zip(shapes, strides, elements, strict=True):
         channels, (height, width) = shape[1], shape[2:] or (1, 1)
         sb, sc, sh, sw = stride if len(shape) == 4 else (*stride, 1, 1)
@@ -77,16 +81,18 @@ def _pool_plan(shapes: tuple[tuple[int, ...], ...], strides: tuple[tuple[int, ..
         if width == 1 and height > 1:  # one row
             height, width, sh, sw = (1, height, 1, sh) if not several else (height, width, sh, sw)
         window = (height // bins[0] + 2) * (width // bins[1] + 2) if several else None
-        part = tiles.pool(channels, height, width, element, sc == 1 and channels > 1, None if window is None else min(window, height * width))
+        part, run = tiles.head_pool(channels, height, width, element, sc == 1 and channels > 1, None if window is None else min(window, height * width))
         wide = 2 * ((channels + 1024) * sc + (height + 1) * sh + (width + 4096) * sw) >= 2**31
         stages += [channels, height, width, sb, sc, sh, sw, *part, columns[-1], partial_d, int(wide), *(bins if several else (1, 1))]
         first.append(first[-1] + -(-channels // part[3]) * (count if several else part[0]))
         columns.append(columns[-1] + channels * count)
         parts.append(part[0])
+        runs.append(run)
         pixels.append(height * width)
         partial_columns.append(partial_d)
         partial_d += part[0] * channels if part[0] > 1 else 0
-    return tuple(stages), tuple(first), tuple(columns), tuple(parts), tuple(pixels), tuple(partial_columns), partial_d
+    run = max(warps for warps, _ in runs), max(ahead for _, ahead in runs)  # of one launch for all
+    return tuple(stages), tuple(first), tuple(columns), tuple(parts), tuple(pixels), tuple(partial_columns), partial_d, run
 
 
 def interflow_head(
@@ -121,7 +127,7 @@ def interflow_head(
         check_dtype(name, f"features[{i}]", x)
     bins = (pool_size[0], pool_size[1])
     plan = _pool_plan(tuple((0, *x.shape[1:]) for x in features), tuple(x.stride() for x in features), tuple(x.element_size() for x in features), bins)
-    stages, first, columns, parts, pixels, partial_columns, partial_d = plan
+    stages, first, columns, parts, pixels, partial_columns, partial_d, pool_run = plan
     width = columns[-1]
     check_parameters(name, weight, bias, attention_weight, attention_bias, attention, n, width)
 
@@ -141,8 +147,8 @@ def interflow_head(
     with on_device(weight):
         if not direct:
             arguments = (*features, *(None,) * (MAX_STAGES - n), pooled, partial)
-            launch(kernels.head_pool, batch * first[-1], arguments, (n, stages, first, width, partial_d), tiles.WARPS)
-        tile = (tiles.IMAGES, tiles.classes(classes), tiles.STEP)
+            launch(kernels.head_pool, batch * first[-1], arguments, (n, stages, first, width, partial_d), *pool_run)
+        tile, run = tiles.head_product("head_tail", classes, width, dtype_name(weight), attention == "gated")
         sources = (*features, *(None,) * (4 - n)) if direct else (None,) * 4
         strides = tuple(s for x in features for s in x.stride()) if direct else ()
         constants = (n, direct, strides, columns, parts, pixels, partial_columns, partial_d, classes, MODES[attention], tiles.power_of_two(n), *tile)
@@ -152,7 +158,6 @@ def interflow_head(
             programs,
             (*sources, pooled, partial, *parameters, y, branches if need_branches else None, batch),
             constants,
-            tiles.WARPS,
-            tiles.STAGES,
+            *run,
         )
     return y, branches, pooled

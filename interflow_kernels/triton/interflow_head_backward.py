@@ -15,17 +15,17 @@ from torch import Tensor
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
 from ._launch import launch, on_device
-from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, fail
+from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name, fail
 
 
 @functools.lru_cache(maxsize=1024)
-def _columns(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Columns and tiles of columns before each stage, and the power of two that divides every stage's first column."""
+def _columns(widths: tuple[int, ...], wide: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Columns and tiles of `wide` columns before each stage, and the power of two that divides every stage's first column."""
     columns, first = [0], [0]
     for width in widths:
         columns.append(columns[-1] + width)
-        first.append(first[-1] + max(1, -(-width // tiles.COLUMNS)))
-    return tuple(columns), tuple(first), math.gcd(tiles.COLUMNS, *columns[:-1])
+        first.append(first[-1] + max(1, -(-width // wide)))
+    return tuple(columns), tuple(first), math.gcd(wide, *columns[:-1])
 
 
 def interflow_head_backward(
@@ -51,11 +51,11 @@ def interflow_head_backward(
         fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
     if not (min(widths) >= 0):
         fail(f"{name}: widths must be at least 0, got {list(widths)}")
-    columns, first, aligned = _columns(tuple(widths))
-    check_parameters(name, weight, bias, attention_weight, attention_bias, attention, n, columns[-1])
-    fits = pooled.dim() == 2 and pooled.shape[1] == columns[-1] and pooled.dtype == torch.float32
+    width = sum(widths)
+    check_parameters(name, weight, bias, attention_weight, attention_bias, attention, n, width)
+    fits = pooled.dim() == 2 and pooled.shape[1] == width and pooled.dtype == torch.float32
     if not (fits):
-        fail(f"{name}: pooled must be [B, {columns[-1]}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
+        fail(f"{name}: pooled must be [B, {width}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
     batch, classes = pooled.shape[0], weight.shape[0]
     for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
         if not (t is None or list(t.shape) == shape):
@@ -93,8 +93,10 @@ def interflow_head_backward(
     from_products = attends and not gated and not from_scores
     scaled = dy is not None and dbranches is None and not gated
     n2 = tiles.power_of_two(n)
-    tile_k = tiles.classes(classes)
-    image_tiles, class_tiles = -(-batch // tiles.IMAGES), -(-classes // tile_k)
+    scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight), mode == MODES["gated"])
+    image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
+    tile, run = tiles.head_gradients(classes, width, dtype_name(weight))
+    columns, first, aligned = _columns(tuple(widths), tile[2])
     dy_strides = (0, 0) if dy is None else dy.stride()
     dz_strides = (0, 0, 0) if dbranches is None else dbranches.stride()
 
@@ -107,23 +109,22 @@ def interflow_head_backward(
                 dscores = fp32((batch, n, classes))
             if gated and attends:
                 scores, darguments = fp32((batch, n, classes)), fp32((batch, n, classes))
-                sums = fp32((image_tiles * class_tiles, n * n + n))
+                sums = fp32((scores_tiles, n * n + n))
             elif from_scores:
                 sums = fp32((image_tiles * (n + 1), classes))
             given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
-            constants = (dy_strides, dz_strides, n, columns, classes, mode, tiles.IMAGES, tile_k, tiles.STEP)
-            launch(kernels.head_scores, image_tiles * class_tiles, given, constants, tiles.WARPS, tiles.STAGES)
+            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile)
+            launch(kernels.head_scores, scores_tiles, given, constants, *scores_run)
 
         by_images = dweight is not None or dbias is not None or from_products
         if dpooled is not None or by_images:
             rows = fp32((first[-1] + 1, classes)) if from_products else None
-            over_images = first[-1] * class_tiles if by_images else 0
-            over_classes = first[-1] * -(-batch // tiles.IMAGES_SUMMED) if dpooled is not None else 0
+            over_images = first[-1] * -(-classes // tile[1]) if by_images else 0
+            over_classes = first[-1] * -(-batch // tile[0]) if dpooled is not None else 0
             needed = tuple(int(i in feature_stages) for i in range(n))
             given = (dy, dbranches, dscores, pooled, weight, bias, attention_weight, dpooled, dweight, dbias, rows, batch)
-            tile = (tiles.IMAGES_SUMMED, tile_k, tiles.COLUMNS)
             fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
-            launch(kernels.head_gradients, over_images + over_classes, given, fixed, tiles.WARPS, tiles.STAGES)
+            launch(kernels.head_gradients, over_images + over_classes, given, fixed, *run)
             sums = rows if from_products else sums
 
         if gated and attends:

@@ -81,15 +81,15 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) 
     # Launch
     with on_device(u):
         if channels_last:
-            parts, part, rows, cols = tiles.tap_pixels(channels, height, width, u.element_size(), max_pool)
+            (parts, part, rows, cols), run = tiles.tap_pixels("tap_pixels", channels, height, width, u.element_size(), max_pool)
             blocks = -(-channels // cols)
             meeting = (None, None) if parts == 1 else (u.new_empty((batch, parts, channels), dtype=torch.float32), counters(u, batch * blocks))
             constants = (channels, height, width, *strides, max_pool, parts, part, rows, cols, wide)
-            launch(kernels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, tiles.WARPS)
+            launch(kernels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, *run)
         else:
-            rows, cols = tiles.tap_planes(channels, height, width, max_pool)
+            (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.element_size(), max_pool)
             planes = (channels, height, width, *strides, max_pool, rows, cols, wide)
-            launch(kernels.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), planes, tiles.WARPS)
+            launch(kernels.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), planes, *run)
     return m, p, mask
 
 
@@ -127,11 +127,13 @@ def stage_tap_backward(
     if batch == 0 or channels == 0:
         return du, dshift.zero_()
     if channels_last:
-        parts, part, rows, cols = tiles.tap_pixels(channels, height, width, like.element_size(), max_pool)
-        tile: tuple[int, ...] = (parts, part, rows, cols)
-        programs = batch * parts * -(-channels // cols)
+        kernel = kernels.tap_pixels_backward
+        tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, like.element_size(), max_pool)
+        parts = tile[0]
+        programs = batch * parts * -(-channels // tile[3])
     else:
-        parts, tile = 1, tiles.tap_planes(channels, height, width, max_pool)
+        kernel, parts = kernels.tap_planes_backward, 1
+        tile, run = tiles.tap_planes("tap_planes_backward", channels, height, width, like.element_size(), max_pool)
         programs = batch * -(-channels // tile[0])
     sums = mask.new_empty((batch * parts, channels), dtype=torch.float32) if need_shift else None
 
@@ -139,7 +141,7 @@ def stage_tap_backward(
     dm_strides = (0, 0, 0, 0) if dm is None else dm.stride()
     constants = (channels, height, width, *dm_strides, *((0, 0) if dp is None else dp.stride()), max_pool, *tile, _is_wide(shape, dm_strides))
     with on_device(mask):
-        launch(kernels.tap_pixels_backward if channels_last else kernels.tap_planes_backward, programs, (dm, dp, mask, du, sums), constants, tiles.WARPS)
+        launch(kernel, programs, (dm, dp, mask, du, sums), constants, *run)
         if sums is not None:
             cols = min(32, tiles.power_of_two(channels))
             launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)

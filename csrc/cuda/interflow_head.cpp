@@ -11,11 +11,11 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   check_call(features, pool_size);
   Attention mode = attention_of(attention);
   int64_t n = int64_t(features.size()), batch = features[0].dim() > 0 ? features[0].size(0) : 0, width = 0, bytes = 0;
-  Stage stages[kMaxStages];
+  HeadForward P{};
   std::vector<int64_t> begin{0};
   for (int64_t i = 0; i < n; ++i) {
     const Tensor& x = features[size_t(i)];
-    Stage& s = stages[i] = stage_of(x, i, pool_size[0], pool_size[1]);
+    Stage& s = P.maps[i] = stage_of(x, i, pool_size[0], pool_size[1]);
     STD_TORCH_CHECK(s.dtype != DType::F64, kHead, kNoDoubles, ", got features[", i, "] in fp64");
     STD_TORCH_CHECK(x.size(0) == batch, kHead, ": features[", i, "] must have the batch of features[0], ", batch, ", got ", shape_text(x));
     STD_TORCH_CHECK(on_device(x) && x.get_device_index() == weight.get_device_index(), kHead, ": features[", i, "] must be on the device of weight");
@@ -31,7 +31,6 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   // Guard and allocate
   OnDevice on(weight);
   std::vector<Tensor> held;
-  HeadForward P{};
   P.tail = head_tail(batch, begin, weight, bias, attention_weight, attention_bias, mode, kHead, held);
   int64_t classes = P.tail.classes;
   Tensor pooled = new_tensor(weight, {batch, width}, ScalarType::Float);
@@ -42,8 +41,8 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   if (batch == 0) return {y, branches, pooled};
 
   // Schedule
-  bool by_branch = need_branches || mode == Attention::Gated;
-  STD_TORCH_CHECK(schedule_head(P.schedule, stages, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(by_branch)), kHead,
+  P.branches = need_branches ? writable(branches) : nullptr;
+  STD_TORCH_CHECK(schedule_head(P.schedule, P.maps, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(P.by_branch())), kHead,
                   ": features must be smaller: a map of 2^30 pixels, a group of 2^31 planes or a batch of 2^31 tickets is beyond the kernel, got batch ", batch);
   for (int i = 0; i < n; ++i) {
     P.partial_begin[i] = P.partial_group;
@@ -54,16 +53,12 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   Tensor partial = new_tensor(weight, {P.partial_group * P.schedule.groups}, ScalarType::Float);
 
   // Params
-  for (int i = 0; i < n; ++i) {
-    const Stage& s = stages[i];
-    P.maps[i] = {readable(features[size_t(i)]), s.dtype, s.channels, s.height, s.width, s.stride_b, s.stride_c, s.stride_h, s.stride_w, s.bins_h, s.bins_w, s.column};
-  }
+  for (int i = 0; i < n; ++i) P.maps[i].data = readable(features[size_t(i)]);
   P.pooled = static_cast<float*>(writable(pooled));
   set_pooled(P.tail, P.pooled);
   P.partial = static_cast<float*>(writable(partial));
   P.counters = counters(on.device(), on.stream(), P.schedule.counters());
   P.y = writable(y);
-  P.branches = need_branches ? writable(branches) : nullptr;
   P.stream = bytes > l2_bytes() / 3 * 2;
 
   // Launch

@@ -87,7 +87,7 @@ __device__ __forceinline__ void tail_tile(const HeadForward& P, uint32_t group, 
 
 template <class W>
 __device__ __forceinline__ void tail(const HeadForward& P, uint32_t group, uint32_t index, float* scratch, uint32_t* slot) {
-  if (P.branches || P.tail.mode == Attention::Gated)
+  if (P.by_branch())
     tail_tile<W, kNarrowClasses / 8, true>(P, group, index, scratch, slot);
   else if (P.schedule.tile_classes(group) == kNarrowClasses)
     tail_tile<W, kNarrowClasses / 8, false>(P, group, index, scratch, slot);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_forward_kernel
 
 template <class W>
 cudaError_t launch_for(const HeadForward& P, cudaStream_t stream) {
-  bool branches = P.branches || P.tail.mode == Attention::Gated;
+  bool branches = P.by_branch();
   int n = P.tail.count, narrow = TailShared<kNarrowClasses / 8>::floats(n, branches), wide = 0;
   if (!branches) wide = TailShared<kWideClasses / 8>::floats(n, false);
   int floats = kHeaderFloats + (narrow > wide ? narrow : wide);

@@ -30,19 +30,9 @@ struct HeadTail {
   Parameter attention_bias;
 };
 
-// A map as the pooling kernels read it.
-struct HeadMap {
-  const void* data;
-  DType dtype;
-  int64_t channels, height, width;                 // C, H, W
-  int64_t stride_b, stride_c, stride_h, stride_w;  // in elements
-  int64_t bins_h, bins_w;                          // Sh, Sw
-  int64_t column;                                  // first column in pooled
-};
-
 struct HeadForward {
   HeadSchedule schedule;
-  HeadMap maps[kMaxStages];
+  Stage maps[kMaxStages];
   HeadTail tail;
   float* pooled;       // [B, D], the same memory as tail.pooled
   float* partial;      // [groups, meetings]: of each meeting [parts, width], stage by stage at partial_begin
@@ -52,6 +42,9 @@ struct HeadForward {
   void* branches;      // [B, n, K] or null
   DType out;
   bool stream;         // maps larger than the L2 cache
+
+  // Whether branch scores are wanted, or make the gates.
+  INTERFLOW_HOST_DEVICE bool by_branch() const { return branches || tail.mode == Attention::Gated; }
 };
 
 // The gradient of Z [B, n, K] as the product kernels take it: from memory, or dy times the attention's weight plus dbranches.

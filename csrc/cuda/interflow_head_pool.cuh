@@ -16,7 +16,7 @@ struct Window {
   int rows, columns;
 };
 
-__device__ __forceinline__ Window window_of(const HeadMap& map, uint32_t bin) {
+__device__ __forceinline__ Window window_of(const Stage& map, uint32_t bin) {
   if (map.bins_h * map.bins_w == 1) return {0, map.stride_h, map.width == 1 ? map.stride_h : map.stride_w, int(map.height), int(map.width)};
   int64_t i = bin / map.bins_w, j = bin - i * map.bins_w;
   int64_t h = window_begin(i, map.bins_h, map.height), w = window_begin(j, map.bins_w, map.width);
@@ -110,7 +110,7 @@ __device__ __forceinline__ Target target_of(const HeadSchedule& schedule, const 
   return {first + image, index - image * channels, image < uint32_t(schedule.images(group))};
 }
 
-__device__ __forceinline__ void store_mean(const HeadForward& P, const HeadMap& map, const Target& to, const Unit& unit, float sum, const Window& window) {
+__device__ __forceinline__ void store_mean(const HeadForward& P, const Stage& map, const Target& to, const Unit& unit, float sum, const Window& window) {
   int64_t bins = map.bins_h * map.bins_w;
   if (to.inside) P.pooled[to.image * P.tail.width + map.column + to.channel * bins + unit.bin] = sum / float(window.rows * window.columns);
 }
@@ -147,7 +147,7 @@ __device__ __forceinline__ void add_parts(const float* parts, int count, int wid
 
 // The sums of a unit, [items, across, width] in shared, `across` warps for each item.
 template <class T, int V, class AfterLoads>
-__device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
+__device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const Stage& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
                                          AfterLoads after_loads) {
   Place at(plan);
   float sums[V];
@@ -175,7 +175,7 @@ __device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedu
 
 // The instance for a stage's vector.
 template <class T, class AfterLoads>
-__device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSchedule& plan, const HeadMap& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
+__device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSchedule& plan, const Stage& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
                                             AfterLoads after_loads) {
   if constexpr (sizeof(T) == 2)
     if (plan.vector == 8) return sum_unit<T, 8>(P, plan, map, window, group, unit, shared, after_loads);
@@ -188,7 +188,7 @@ __device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSch
 // and goes to *slot.
 __device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag, uint32_t* slot) {
   const StageSchedule& plan = P.schedule.stages[unit.stage];
-  const HeadMap& map = P.maps[unit.stage];
+  const Stage& map = P.maps[unit.stage];
   Window window = window_of(map, unit.bin);
   uint32_t next = 0;
   auto after_loads = [&] {

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._tap_format import is_channels_last, mask_bytes, new_map
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, library, looped
 
 raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
@@ -22,41 +23,20 @@ raw_stage_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
 _NO_DOUBLE_BACKWARD = "stage_tap: double backward is not implemented; use backend('eager')"
 
 
-def is_channels_last(u: Tensor) -> bool:
-    """Whether the kernels take u as NHWC, and give m and du in that memory format."""
-    return u.stride(1) == 1 and u.shape[1] > 1
-
-
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
-def _new_map(like: Tensor, height: Any, width: Any, channels_last: bool) -> Tensor:
-    batch, channels = like.shape[:2]
-    if channels_last:
-        return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-    return like.new_empty((batch, channels, height, width))
-
-
-def _mask_bytes(u: Tensor, max_pool: bool, channels_last: bool) -> Any:
-    batch, channels, height, width = u.shape
-    if max_pool:
-        return batch * channels * ((height + 1) // 2) * ((width + 1) // 2)
-    if channels_last:
-        return batch * height * width * ((channels + 7) // 8)
-    return batch * channels * ((height * width + 7) // 8)
-
-
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap", lib=library)
 def _(u, shift, max_pool, need_mask):  # type: ignore[no-untyped-def]
     channels_last = is_channels_last(u)
     return (
-        _new_map(u, u.shape[2] // 2, u.shape[3] // 2, channels_last) if max_pool else u.new_empty((0,)),
+        new_map(u, (*u.shape[:2], u.shape[2] // 2, u.shape[3] // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,)),
         u.new_empty(u.shape[:2], dtype=accumulation_dtype(u)),
-        u.new_empty((_mask_bytes(u, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8),
+        u.new_empty((mask_bytes(u.shape, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8),
     )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap_backward", lib=library)
 def _(dm, dp, mask, like, max_pool, channels_last, need_shift):  # type: ignore[no-untyped-def]
-    du = _new_map(like, like.shape[2], like.shape[3], channels_last)
+    du = new_map(like, like.shape, like.dtype, channels_last)
     return du, like.new_empty((like.shape[1] if need_shift else 0,), dtype=accumulation_dtype(like))
 
 

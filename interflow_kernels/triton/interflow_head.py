@@ -5,27 +5,18 @@ already, as a StageTap gives them. What depends on shapes only is planned once a
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import interflow_head_kernels as kernels
 from . import tiles
+from ._checks import check_dtype, fail
 from ._launch import launch, on_device
 
 MAX_STAGES = 16
 MODES = {"hard": 0, "1xn": 0, "nxn": 1, "classwise": 2, "gated": 3, "folded": 4}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def fail(sentence: str) -> NoReturn:
-    raise RuntimeError(sentence)
-
-
-def check_dtype(operator: str, name: str, t: Tensor) -> None:
-    if t.dtype not in _DTYPES:
-        fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
 
 
 def check_parameters(

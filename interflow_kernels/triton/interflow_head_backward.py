@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
+from ._checks import fail
 from ._launch import launch, on_device
-from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name, fail
+from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,41 +4,14 @@ Forward is one launch: in NCHW a program sums whole planes, in NHWC a whole chan
 parts of it, the last of which to arrive adds them in order. Backward is one launch, and a small one that sums d(shift).
 """
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
+from .._tap_format import is_channels_last, mask_bytes, new_map
 from . import stage_tap_kernels as kernels
 from . import tiles
+from ._checks import check_dtype, fail
 from ._launch import counters, launch, on_device
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _fail(sentence: str) -> NoReturn:
-    raise RuntimeError(sentence)
-
-
-def _served(operator: str, name: str, t: Tensor) -> None:
-    if t.dtype not in _DTYPES:
-        _fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {t.dtype}; backend('eager') takes fp64")
-
-
-def _new_map(like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    batch, channels, height, width = shape
-    if channels_last:
-        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
-    return like.new_empty(shape, dtype=dtype)
-
-
-def _mask_bytes(shape: tuple[int, int, int, int], max_pool: bool, channels_last: bool) -> int:
-    batch, channels, height, width = shape
-    if max_pool:
-        return batch * channels * ((height + 1) // 2) * ((width + 1) // 2)
-    if channels_last:
-        return batch * height * width * ((channels + 7) // 8)
-    return batch * channels * ((height * width + 7) // 8)
 
 
 def _is_wide(shape: tuple[int, int, int, int], *strides: tuple[int, ...]) -> bool:
@@ -52,26 +25,26 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) 
     """u [B, C, H, W], shift [C] -> m [B, C, H/2, W/2] or [0], p [B, C] fp32, mask [bytes] or [0]."""
     # Check
     if not (u.dim() == 4 and min(u.shape[2:]) > 0):
-        _fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
-    _served("stage_tap", "u", u)
+        fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
+    check_dtype("stage_tap", "u", u)
     batch, channels, height, width = shape = (u.shape[0], u.shape[1], u.shape[2], u.shape[3])
     if shift is not None:
         if list(shift.shape) != [channels]:
-            _fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
+            fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
         if shift.dtype not in (u.dtype, torch.float32):
-            _fail(f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+            fail(f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
         if shift.device != u.device:
-            _fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
+            fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
 
     # Sizes
-    channels_last = u.stride(1) == 1 and channels > 1
+    channels_last = is_channels_last(u)
     strides = u.stride()
     wide = _is_wide(shape, strides)
 
     # Allocate
-    m = _new_map(u, (batch, channels, height // 2, width // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,))
+    m = new_map(u, (batch, channels, height // 2, width // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,))
     p = u.new_empty((batch, channels), dtype=torch.float32)
-    mask = u.new_empty((_mask_bytes(shape, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8)
+    mask = u.new_empty((mask_bytes(shape, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8)
     if batch == 0 or channels == 0:
         return m, p, mask
     outputs = (m if max_pool else None, p, mask if need_mask else None)
@@ -100,29 +73,29 @@ def stage_tap_backward(
     # Check
     name = "stage_tap_backward"
     if not (like.dim() == 4 and min(like.shape[2:]) > 0):
-        _fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
-    _served(name, "u", like)
+        fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
+    check_dtype(name, "u", like)
     batch, channels, height, width = shape = (like.shape[0], like.shape[1], like.shape[2], like.shape[3])
-    size = _mask_bytes(shape, max_pool, channels_last)
+    size = mask_bytes(shape, max_pool, channels_last)
     fits = mask.dtype == torch.uint8 and mask.is_contiguous() and list(mask.shape) == [size]
     if not (fits):
-        _fail(f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
+        fail(f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
     if not max_pool:
         dm = None
     if dm is not None:
         expected = [batch, channels, height // 2, width // 2]
         if not (list(dm.shape) == expected and dm.dtype == like.dtype):
-            _fail(f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
+            fail(f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
         if dm.device != mask.device:
-            _fail(f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
+            fail(f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
     if dp is not None:
         if not (list(dp.shape) == [batch, channels] and dp.dtype == torch.float32):
-            _fail(f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}")
+            fail(f"{name}: dp must be [{batch}, {channels}] in fp32, got {list(dp.shape)} in {dp.dtype}")
         if dp.device != mask.device:
-            _fail(f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
+            fail(f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
 
     # Allocate
-    du = _new_map(mask, shape, like.dtype, channels_last)
+    du = new_map(mask, shape, like.dtype, channels_last)
     dshift = mask.new_empty((channels if need_shift else 0,), dtype=torch.float32)
     if batch == 0 or channels == 0:
         return du, dshift.zero_()

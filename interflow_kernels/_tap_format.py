@@ -1,0 +1,30 @@
+"""How the stage tap's results lie in memory: strides of its maps, size of its mask (csrc/stage_tap.h), for fakes and for the Triton kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(u: Tensor) -> bool:
+    """Whether the kernels take u as NHWC, and give m and du in that memory format."""
+    return u.stride(1) == 1 and u.shape[1] > 1
+
+
+def new_map(like: Tensor, shape: Sequence[Any], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """[B, C, H, W] on the device of `like`, in channels_last or contiguous memory."""
+    batch, channels, height, width = shape
+    if channels_last:
+        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty((batch, channels, height, width), dtype=dtype)
+
+
+def mask_bytes(shape: Sequence[Any], max_pool: bool, channels_last: bool) -> Any:
+    """Bytes of the mask of a u [B, C, H, W]."""
+    batch, channels, height, width = shape
+    if max_pool:
+        return batch * channels * ((height + 1) // 2) * ((width + 1) // 2)
+    if channels_last:
+        return batch * height * width * ((channels + 7) // 8)
+    return batch * channels * ((height * width + 7) // 8)

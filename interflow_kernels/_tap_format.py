@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 
+def runs_along_channels(shape: Sequence[Any], strides: Sequence[Any]) -> bool:
+    """Whether the kernels take a map of this shape and strides as NHWC, and give m and du in that memory format."""
+    return strides[1] == 1 and shape[1] > 1
+
+
 def is_channels_last(u: Tensor) -> bool:
-    """Whether the kernels take u as NHWC, and give m and du in that memory format."""
-    return u.stride(1) == 1 and u.shape[1] > 1
+    return runs_along_channels(u.shape, u.stride())
 
 
 def new_map(like: Tensor, shape: Sequence[Any], dtype: torch.dtype, channels_last: bool) -> Tensor:

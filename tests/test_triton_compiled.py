@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (pip install triton)")
 
-from triton_offline import TARGETS, compiled, recorded, resources, runtime_arguments, vgg16_maps
+from triton_offline import TARGETS, compiled, resources, runtime_arguments, vgg16_maps
 
 from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
+from interflow_kernels.triton._launch import noted
 
 K, WIDTHS = 1000, [128, 256, 512, 512]
 
@@ -20,7 +21,7 @@ K, WIDTHS = 1000, [128, 256, 512, 512]
 def tap_launches(dtype, layout, max_pool=True, side=112):
     u = torch.empty(2, 128, side, side, dtype=dtype)
     u = u.to(memory_format=torch.channels_last) if layout == "channels_last" else u
-    with recorded() as launches:
+    with noted(launching=False) as launches:
         m, p, mask = stage_tap.stage_tap(u, torch.empty(128), max_pool, True)
         stage_tap.stage_tap_backward(m if max_pool else None, p, mask, u, max_pool, layout == "channels_last", True)
     return launches
@@ -30,7 +31,7 @@ def head_launches(dtype, layout, attention, source="maps"):
     n = len(WIDTHS)
     weight, bias, matrix, offset = (torch.empty(shape, dtype=dtype) for shape in ((K, sum(WIDTHS)), (n, K), (n, n), (n,)))
     features = vgg16_maps(2, dtype, layout) if source == "maps" else [torch.empty(2, w) for w in WIDTHS]
-    with recorded() as launches:
+    with noted(launching=False) as launches:
         y, _, pooled = interflow_head.interflow_head(features, weight, bias, matrix, offset, attention, [1, 1], False, None)
         parameters = (weight, bias, matrix, offset, attention, WIDTHS)
         interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, [0, 1, 2, 3], True, True, True)
@@ -133,18 +134,18 @@ def test_products_keep_fp32s_error_and_sums_are_not_fused():
 def test_a_spill_is_seen():
     """That the ceilings can fail: the head's tail in four times the columns at a time does spill."""
     launch = head_launches(torch.float32, "contiguous", "nxn", "pooled")["head_tail"]
-    launch.constants = (*launch.constants[:-1], 128)
-    assert resources(compiled(launch, TARGETS["sm_90"])).spilled > 0
+    wide = launch._replace(constants=(*launch.constants[:-1], 128))
+    assert resources(compiled(wide, TARGETS["sm_90"])).spilled > 0
 
 
 LAUNCHING = """
 import sys
 sys.path.insert(0, {folder!r})
-import torch
+import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-seen = []
+seen, ways = [], []
 
 
 class Launcher:
@@ -152,7 +153,20 @@ class Launcher:
         self.name = source.fn.__name__
 
     def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
-        seen.append((self.name, x, y, z, [(type(a).__name__, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments]))
+        ways.append("usual" if any(isinstance(a, torch.Tensor) for a in arguments) else "short")
+        seen.append((self.name, x, y, z, function, metadata, [form(a) for a in arguments]))
+
+
+class Address(int):
+    def __new__(cls, t):
+        made = super().__new__(cls, t.data_ptr())
+        made.tensor = t
+        return made
+
+
+def form(a):
+    t = getattr(a, "tensor", a)
+    return (t.dtype, t.shape, t.stride()) if isinstance(t, torch.Tensor) else t
 
 
 class Driver:
@@ -171,11 +185,12 @@ driver.set_active(Driver())
 from test_triton_compiled import WIDTHS
 from interflow_kernels.triton import _launch, interflow_head, interflow_head_backward, stage_tap
 _launch.options = lambda maker, *rest, options=_launch.options: options("cuda", *rest)
+_launch._address = Address
 
 
-def calls(batch):
-    seen.clear()
-    u = torch.empty(batch, 64, 12, 10, dtype=torch.bfloat16)
+def calls(batch, displaced=0):
+    seen.clear(), ways.clear()
+    u = torch.empty(batch * 64 * 120 + displaced, dtype=torch.bfloat16)[displaced:].view(batch, 64, 12, 10)
     m, p, mask = stage_tap.stage_tap(u, None, True, True)
     stage_tap.stage_tap_backward(m, p, mask, u, True, False, True)
     parameters = (torch.empty(20, sum(WIDTHS)), None, torch.empty(4, 4), torch.empty(4), "nxn")
@@ -185,18 +200,33 @@ def calls(batch):
 
 
 first = calls(3)
+assert set(ways) == {{"usual"}}
 compiled = dict(_launch._compiled)
 assert [c[0] for c in first] == ["tap_planes", "tap_planes_backward", "sum_rows", "head_tail", "head_gradients", "head_attention"], first
-assert calls(3) == first  # past the binder: the launcher gets the same
+assert calls(3) == first and set(ways) == {{"short"}}  # the launcher gets the same
 calls(16), calls(1)
 assert _launch._compiled == compiled  # no batch size compiles anew
-print(len(compiled))
+
+entered = []
+hook = lambda metadata: entered.append(metadata)
+triton.knobs.runtime.launch_enter_hook.add(hook)
+assert calls(3) == first and set(ways) == {{"usual"}}  # a profiler's hooks are not passed over
+triton.knobs.runtime.launch_enter_hook.remove(hook)
+assert calls(3) == first and set(ways) == {{"short"}}
+
+calls(3, displaced=1)
+assert ways == ["usual", *["short"] * 5], ways  # code for aligned tensors does not get others
+assert len(_launch._compiled) == len(compiled) + 1
+with _launch.noted(launching=False) as launches:
+    assert calls(3) == []
+assert [launch.kernel.__name__ for launch in launches] == [c[0] for c in first]
+print("done")
 """
 
 
-def test_launches_past_the_binder_hand_over_the_same_arguments():
-    """With a driver that loads and launches nothing: what reaches the launcher by Triton's own way, and by ours."""
+def test_the_short_way_hands_over_the_same_arguments():
+    """With a driver that loads and launches nothing: what reaches the launcher by Triton's own way, and by ours; and when ours is not taken."""
     code = LAUNCHING.format(folder=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "6"
+    assert done.stdout.strip() == "done"

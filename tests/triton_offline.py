@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
 from interflow_kernels.triton._launch import options
 
 TARGETS = {
@@ -21,25 +19,6 @@ TARGETS = {
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int32: "*i32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-
-
-@contextmanager
-def recorded():
-    """Inside it, the host functions launch nothing; each launch is noted instead."""
-    launches = []
-
-    def note(kernel, programs, arguments, constants, warps, stages=1):
-        launches.append(SimpleNamespace(kernel=kernel, programs=programs, arguments=arguments, constants=constants, warps=warps, stages=stages))
-
-    modules = (interflow_head, interflow_head_backward, stage_tap)
-    before = [module.launch for module in modules]
-    for module in modules:
-        module.launch = note
-    try:
-        yield launches
-    finally:
-        for module, launch in zip(modules, before, strict=True):
-            module.launch = launch
 
 
 def compiled(launch, target):

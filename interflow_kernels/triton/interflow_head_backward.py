@@ -2,31 +2,140 @@
 
 1. where Z is needed (gated, or the branches have a gradient of their own beside the attention's): dscores and sums for the attention;
 2. dpooled, dweight, dbias side by side; 3. the attention's gradients from rows of sums.
+
+A plan is what follows from shapes, strides, dtypes, device and what is asked for, checks included; it is made once and kept.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
-from ._checks import fail
-from ._launch import launch, on_device
-from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name
+from ._checks import Description, contiguous, described, description, fail
+from ._launch import Launcher, elsewhere
+from ._memory import Allocation, Memory, fill_is_on
+from .interflow_head import MAX_STAGES, MODES, check_parameters, dtype_name
+
+FP32 = torch.float32
 
 
-@functools.lru_cache(maxsize=1024)
-def _columns(widths: tuple[int, ...], wide: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _columns(widths: Sequence[int], wide: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Columns and tiles of `wide` columns before each stage, and the power of two that divides every stage's first column."""
     columns, first = [0], [0]
     for width in widths:
         columns.append(columns[-1] + width)
         first.append(first[-1] + max(1, -(-width // wide)))
     return tuple(columns), tuple(first), math.gcd(wide, *columns[:-1])
+
+
+class _Plan(NamedTuple):
+    results: tuple[Allocation, ...]  # dpooled, dweight, dbias, dattention_weight, dattention_bias; [0] where not asked for
+    given: tuple[bool, ...]  # which of them are written
+    scores: Launcher | None
+    dscores: Allocation | None  # [B, n, K] fp32: the gradient of Z
+    kept_scores: Allocation | None  # [B, n, K] fp32: Z, and the gradient of the gates' arguments beside it
+    sums: Allocation | None  # rows of sums for the attention, which `scores` writes
+    gradients: Launcher | None
+    rows: Allocation | None  # likewise, which `gradients` writes
+    attention: Launcher | None
+    summed: int  # tiles of images, or rows, that the attention's launch adds up
+    zeros: tuple[int, ...]  # results that are zero
+
+
+@tiles.cached
+def _plan(
+    upstream_fields: Any,
+    pooled_fields: Any,
+    parameters_fields: Any,
+    attention: str,
+    widths: tuple[int, ...],
+    feature_stages: tuple[int, ...],
+    needs: tuple[bool, bool, bool],
+    fill: bool,
+) -> _Plan:
+    # Check
+    name = "interflow_head_backward"
+    (dy, dbranches), pooled, parameters = map(description, upstream_fields), Description(*pooled_fields), [description(t) for t in parameters_fields]
+    weight = parameters[0]
+    assert weight is not None
+    n = len(widths)
+    if not (1 <= n <= MAX_STAGES):
+        fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
+    if not (min(widths) >= 0):
+        fail(f"{name}: widths must be at least 0, got {list(widths)}")
+    width = sum(widths)
+    check_parameters(name, parameters, attention, n, width)
+    if not (len(pooled.shape) == 2 and pooled.shape[1] == width and pooled.dtype == FP32):
+        fail(f"{name}: pooled must be [B, {width}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
+    batch, classes = pooled.shape[0], weight.shape[0]
+    for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
+        if not (t is None or list(t.shape) == shape):
+            fail(f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
+    if not (all(0 <= i < n for i in feature_stages)):
+        fail(f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
+
+    # Results
+    new = Memory(weight.device, fill)
+    need_weight, need_bias, need_attention = needs
+    wanted = (len(feature_stages) > 0, need_weight, need_bias, need_attention, need_attention)
+    like = (pooled, *parameters)
+    results = tuple(
+        new.nothing(FP32 if t is None else t.dtype) if t is None or not asked else new.dense(t.shape, t.dtype) for t, asked in zip(like, wanted, strict=True)
+    )
+    given = tuple(t is not None and asked and math.prod(t.shape) > 0 for t, asked in zip(like, wanted, strict=True))
+    if batch == 0 or (dy is None and dbranches is None):
+        return _Plan(results, given, None, None, None, None, None, None, None, 0, tuple(range(5)))
+    dpooled, dweight, dbias, dattention_weight, dattention_bias = given
+
+    # Sizes
+    mode = MODES[attention]
+    gated = mode == MODES["gated"] and dy is not None
+    attends = dy is not None and (dattention_weight or dattention_bias)
+    from_scores = attends and dbranches is not None and not gated
+    from_products = attends and not gated and not from_scores
+    scaled = dy is not None and dbranches is None and not gated
+    n2 = tiles.power_of_two(n)
+    scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight.dtype), mode == MODES["gated"])
+    image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
+    tile, run = tiles.head_gradients(classes, width, dtype_name(weight.dtype))
+    columns, first, aligned = _columns(widths, tile[2])
+    dy_strides, dz_strides = (0, 0) if dy is None else dy.strides, (0, 0, 0) if dbranches is None else dbranches.strides
+    each_score = (batch, n, classes)
+
+    # Launches
+    scores = gradients = last = sums = rows = None
+    summed = image_tiles
+    if gated or from_scores:
+        scores = Launcher(kernels.head_scores, scores_tiles, (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile), *scores_run)
+        if gated and attends:
+            sums, summed = new.dense((scores_tiles, n * n + n), FP32), scores_tiles
+        elif from_scores:
+            sums = new.dense((image_tiles * (n + 1), classes), FP32)
+    by_images = dweight or dbias or from_products
+    if dpooled or by_images:
+        rows = new.dense((first[-1] + 1, classes), FP32) if from_products else None
+        over_images = first[-1] * -(-classes // tile[1]) if by_images else 0
+        over_classes = first[-1] * -(-batch // tile[0]) if dpooled else 0
+        needed = tuple(int(i in feature_stages) for i in range(n))
+        fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
+        gradients = Launcher(kernels.head_gradients, over_images + over_classes, fixed, *run)
+    if gated and attends:
+        cols = min(32, tiles.power_of_two(n * n + n))
+        last = Launcher(kernels.head_gate, -(-(n * n + n) // cols), (n, 64, cols), tiles.WARPS)
+    elif attends:
+        programs = -(-classes // 128) if attention in ("classwise", "folded") else 1
+        last = Launcher(kernels.head_attention, programs, (n, first if from_products else None, classes, mode, n2, 128), tiles.WARPS)
+    zeros = () if attends else tuple(i for i in (3, 4) if given[i])
+    dscores, kept = new.dense(each_score, FP32) if gated else None, new.dense(each_score, FP32) if gated and attends else None
+    return _Plan(results, given, scores, dscores, kept, sums, gradients, rows, last, summed, zeros)
+
+
+def _new(allocation: Allocation | None) -> Tensor | None:
+    return None if allocation is None else allocation()
 
 
 def interflow_head_backward(
@@ -45,100 +154,27 @@ def interflow_head_backward(
     need_attention: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """-> dpooled [B, D] fp32 (zero in stages not asked for), dweight [K, D], dbias [n, K], dattention_weight, dattention_bias; [0] where not needed."""
-    # Check
-    name = "interflow_head_backward"
-    n = len(widths)
-    if not (1 <= n <= MAX_STAGES):
-        fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
-    if not (min(widths) >= 0):
-        fail(f"{name}: widths must be at least 0, got {list(widths)}")
-    width = sum(widths)
-    check_parameters(name, weight, bias, attention_weight, attention_bias, attention, n, width)
-    fits = pooled.dim() == 2 and pooled.shape[1] == width and pooled.dtype == torch.float32
-    if not (fits):
-        fail(f"{name}: pooled must be [B, {width}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
-    batch, classes = pooled.shape[0], weight.shape[0]
-    for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
-        if not (t is None or list(t.shape) == shape):
-            fail(f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
-    if not (all(0 <= i < n for i in feature_stages)):
-        fail(f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
+    parameters = (weight, bias, attention_weight, attention_bias)
+    upstream, needs = (described(dy), described(dbranches)), (need_weight, need_bias, need_attention)
+    fields = tuple(map(described, parameters))
+    plan = _plan(upstream, described(pooled), fields, attention, tuple(widths), tuple(feature_stages), needs, fill_is_on())
+    guard = elsewhere(weight)
+    if guard is not None:
+        with guard:
+            return interflow_head_backward(dy, dbranches, pooled, *parameters, attention, widths, feature_stages, *needs)
 
-    # Allocate
-    def output(like: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor:
-        if like is None or not needed:
-            return weight.new_empty((0,), dtype=dtype if like is None else like.dtype)
-        return weight.new_empty(like.shape, dtype=like.dtype)
-
-    results = (
-        output(pooled, len(feature_stages) > 0, torch.float32),
-        output(weight, need_weight, torch.float32),
-        output(bias, need_bias, torch.float32),
-        output(attention_weight, need_attention, torch.float32),
-        output(attention_bias, need_attention, torch.float32),
-    )
-    if batch == 0 or (dy is None and dbranches is None):
-        for t in results:
-            t.zero_()
-        return results
-    dpooled, dweight, dbias, dattention_weight, dattention_bias = (t if t.numel() else None for t in results)
-    weight, bias, attention_weight, attention_bias = (dense(t) for t in (weight, bias, attention_weight, attention_bias))  # type: ignore[assignment]
-    pooled = pooled.contiguous()
-    fp32 = functools.partial(weight.new_empty, dtype=torch.float32)
-
-    # Sizes
-    mode = MODES[attention]
-    gated = mode == MODES["gated"] and dy is not None
-    attends = dy is not None and (dattention_weight is not None or dattention_bias is not None)
-    from_scores = attends and dbranches is not None and not gated
-    from_products = attends and not gated and not from_scores
-    scaled = dy is not None and dbranches is None and not gated
-    n2 = tiles.power_of_two(n)
-    scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight), mode == MODES["gated"])
-    image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
-    tile, run = tiles.head_gradients(classes, width, dtype_name(weight))
-    columns, first, aligned = _columns(tuple(widths), tile[2])
-    dy_strides = (0, 0) if dy is None else dy.stride()
-    dz_strides = (0, 0, 0) if dbranches is None else dbranches.stride()
-
-    # Launch
-    with on_device(weight):
-        dscores = sums = None
-        if gated or from_scores:
-            scores = darguments = None
-            if gated:
-                dscores = fp32((batch, n, classes))
-            if gated and attends:
-                scores, darguments = fp32((batch, n, classes)), fp32((batch, n, classes))
-                sums = fp32((scores_tiles, n * n + n))
-            elif from_scores:
-                sums = fp32((image_tiles * (n + 1), classes))
-            given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
-            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile)
-            launch(kernels.head_scores, scores_tiles, given, constants, *scores_run)
-
-        by_images = dweight is not None or dbias is not None or from_products
-        if dpooled is not None or by_images:
-            rows = fp32((first[-1] + 1, classes)) if from_products else None
-            over_images = first[-1] * -(-classes // tile[1]) if by_images else 0
-            over_classes = first[-1] * -(-batch // tile[0]) if dpooled is not None else 0
-            needed = tuple(int(i in feature_stages) for i in range(n))
-            given = (dy, dbranches, dscores, pooled, weight, bias, attention_weight, dpooled, dweight, dbias, rows, batch)
-            fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
-            launch(kernels.head_gradients, over_images + over_classes, given, fixed, *run)
-            sums = rows if from_products else sums
-
-        if gated and attends:
-            assert sums is not None
-            cols = min(32, tiles.power_of_two(n * n + n))
-            launch(kernels.head_gate, -(-(n * n + n) // cols), (sums, dattention_weight, dattention_bias, sums.shape[0]), (n, 64, cols), tiles.WARPS)
-        elif attends:
-            per_class = attention in ("classwise", "folded")
-            programs = -(-classes // 128) if per_class else 1
-            tables = (n, first if from_products else None, classes, mode, n2, 128)
-            launch(kernels.head_attention, programs, (sums, dattention_weight, dattention_bias, image_tiles), tables, tiles.WARPS)
-        else:
-            for t in results[3:]:
-                if t.numel():
-                    t.zero_()
+    results = tuple(new() for new in plan.results)
+    for i in plan.zeros:
+        results[i].zero_()
+    dpooled, dweight, dbias, dattention_weight, dattention_bias = (t if there else None for t, there in zip(results, plan.given, strict=True))
+    given, pooled = tuple(map(contiguous, parameters)), pooled.contiguous()
+    batch = pooled.shape[0]
+    dscores, sums, rows = _new(plan.dscores), _new(plan.sums), _new(plan.rows)
+    if plan.scores is not None:
+        scores, darguments = _new(plan.kept_scores), _new(plan.kept_scores)
+        plan.scores(dy, dbranches, pooled, *given, scores, darguments, dscores, sums, batch)
+    if plan.gradients is not None:
+        plan.gradients(dy, dbranches, dscores, pooled, *given[:3], dpooled, dweight, dbias, rows, batch)
+    if plan.attention is not None:
+        plan.attention(sums if rows is None else rows, dattention_weight, dattention_bias, plan.summed)
     return results

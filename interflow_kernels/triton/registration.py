@@ -4,6 +4,7 @@ Triton itself is imported by the first call, so the package imports without it. 
 run there. With TRITON_INTERPRET=1 they run on the CPU too, on request: slow, for tests.
 """
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -76,6 +77,7 @@ def schemas_exist() -> bool:
 
 
 # --- the operators, imported when first called ----------------------------------------------------------------------------
+@functools.cache
 def _loaded(module: str, device: str) -> Any:
     reason = reason_against(device)
     if reason is not None:

@@ -1,33 +1,49 @@
-"""stage_tap in Triton, the host side: check, sizes, allocate, launch, return. Arguments and results are the raw operator's.
+"""stage_tap in Triton, the host side: plan, allocate, launch, return. Arguments and results are the raw operator's.
 
 Forward is one launch: in NCHW a program sums whole planes, in NHWC a whole channel block of an image or, where that is large,
-parts of it, the last of which to arrive adds them in order. Backward is one launch, and a small one that sums d(shift).
+parts of it, the last of which to arrive adds them in order. Backward is one launch, and a small one that sums d(shift). A plan is
+what follows from shapes, strides, dtypes and device, checks included; it is made once and kept.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._tap_format import is_channels_last, mask_bytes, new_map
+from .._tap_format import mask_bytes, runs_along_channels
 from . import stage_tap_kernels as kernels
 from . import tiles
-from ._checks import check_dtype, fail
-from ._launch import counters, launch, on_device
+from ._checks import Description, check_dtype, contiguous, described, description, fail
+from ._launch import Launcher, counters, elsewhere
+from ._memory import Allocation, Memory, fill_is_on
 
 
-def _is_wide(shape: tuple[int, int, int, int], *strides: tuple[int, ...]) -> bool:
+def _is_wide(shape: tuple[int, ...], *strides: tuple[int, ...]) -> bool:
     """Whether an offset inside an image may leave 31 bits; the mask and the dense maps count with C * H * W, a tile's overhang with twice."""
     _, channels, height, width = shape
     spans = [(channels + 64) * s[1] + (height + 2) * s[2] + (width + 2) * s[3] for s in strides]
     return max(2 * (channels + 64) * (height + 2) * (width + 2), 2 * max(spans)) >= 2**31
 
 
-def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """u [B, C, H, W], shift [C] -> m [B, C, H/2, W/2] or [0], p [B, C] fp32, mask [bytes] or [0]."""
+# --- forward --------------------------------------------------------------------------------------------------------------
+class _Forward(NamedTuple):
+    m: Allocation
+    p: Allocation
+    mask: Allocation
+    partial: Allocation | None  # where parts of a map meet
+    counters: int  # then
+    without: tuple[None, ...]  # what stands for these where they do not
+    launch: Launcher | None  # None: nothing to do
+
+
+@tiles.cached
+def _forward_plan(u_fields: Any, shift_fields: Any, max_pool: bool, need_mask: bool, fill: bool) -> _Forward:
     # Check
-    if not (u.dim() == 4 and min(u.shape[2:]) > 0):
+    u, shift = Description(*u_fields), description(shift_fields)
+    if not (len(u.shape) == 4 and min(u.shape[2:]) > 0):
         fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
-    check_dtype("stage_tap", "u", u)
-    batch, channels, height, width = shape = (u.shape[0], u.shape[1], u.shape[2], u.shape[3])
+    check_dtype("stage_tap", "u", u.dtype)
+    batch, channels, height, width = u.shape
     if shift is not None:
         if list(shift.shape) != [channels]:
             fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
@@ -37,54 +53,72 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) 
             fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
 
     # Sizes
-    channels_last = is_channels_last(u)
-    strides = u.stride()
-    wide = _is_wide(shape, strides)
-
-    # Allocate
-    m = new_map(u, (batch, channels, height // 2, width // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,))
-    p = u.new_empty((batch, channels), dtype=torch.float32)
-    mask = u.new_empty((mask_bytes(shape, max_pool, channels_last) if need_mask else 0,), dtype=torch.uint8)
+    channels_last = runs_along_channels(u.shape, u.strides)
+    new = Memory(u.device, fill)
+    m = new.map((batch, channels, height // 2, width // 2), u.dtype, channels_last) if max_pool else new.nothing(u.dtype)
+    p = new.dense((batch, channels), torch.float32)
+    mask = new.dense((mask_bytes(u.shape, max_pool, channels_last) if need_mask else 0,), torch.uint8)
     if batch == 0 or channels == 0:
-        return m, p, mask
-    outputs = (m if max_pool else None, p, mask if need_mask else None)
-    if shift is not None and not shift.is_contiguous():
-        shift = shift.contiguous()
+        return _Forward(m, p, mask, None, 0, (), None)
+    sizes, wide = (channels, height, width, *u.strides, max_pool), _is_wide(u.shape, u.strides)
+    if not channels_last:
+        (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.dtype.itemsize, max_pool)
+        return _Forward(m, p, mask, None, 0, (), Launcher(kernels.tap_planes, batch * -(-channels // rows), (*sizes, rows, cols, wide), *run))
+    tile, run = tiles.tap_pixels("tap_pixels", channels, height, width, u.dtype.itemsize, max_pool)
+    parts, blocks = tile[0], -(-channels // tile[3])
+    partial = new.dense((batch, parts, channels), torch.float32) if parts > 1 else None
+    return _Forward(m, p, mask, partial, batch * blocks, (None, None), Launcher(kernels.tap_pixels, batch * parts * blocks, (*sizes, *tile, wide), *run))
 
-    # Launch
-    with on_device(u):
-        if channels_last:
-            (parts, part, rows, cols), run = tiles.tap_pixels("tap_pixels", channels, height, width, u.element_size(), max_pool)
-            blocks = -(-channels // cols)
-            meeting = (None, None) if parts == 1 else (u.new_empty((batch, parts, channels), dtype=torch.float32), counters(u, batch * blocks))
-            constants = (channels, height, width, *strides, max_pool, parts, part, rows, cols, wide)
-            launch(kernels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, *run)
-        else:
-            (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.element_size(), max_pool)
-            planes = (channels, height, width, *strides, max_pool, rows, cols, wide)
-            launch(kernels.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), planes, *run)
+
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """u [B, C, H, W], shift [C] -> m [B, C, H/2, W/2] or [0], p [B, C] fp32, mask [bytes] or [0]."""
+    plan = _forward_plan(described(u), described(shift), max_pool, need_mask, fill_is_on())
+    guard = elsewhere(u)
+    if guard is not None:
+        with guard:
+            return stage_tap(u, shift, max_pool, need_mask)
+    m, p, mask = plan.m(), plan.p(), plan.mask()
+    if plan.launch is not None:
+        meeting = plan.without if plan.partial is None else (plan.partial(), counters(u, plan.counters))
+        plan.launch(u, contiguous(shift), m if max_pool else None, p, mask if need_mask else None, *meeting)
     return m, p, mask
 
 
-def stage_tap_backward(
-    dm: Tensor | None, dp: Tensor | None, mask: Tensor, like: Tensor, max_pool: bool, channels_last: bool, need_shift: bool
-) -> tuple[Tensor, Tensor]:
-    """dm [B, C, H/2, W/2], dp [B, C], any strides, each may be missing -> du [B, C, H, W], dshift [C] fp32 or [0]."""
+# --- backward -------------------------------------------------------------------------------------------------------------
+class _Backward(NamedTuple):
+    du: Allocation
+    dshift: Allocation
+    launch: Launcher | None  # None: nothing to do
+    sums: Allocation | None  # rows that dshift is the sum of
+    rows: int
+    sum_rows: Launcher | None
+
+
+@tiles.cached
+def _backward_plan(
+    dm_fields: Any,
+    dp_fields: Any,
+    mask_fields: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    max_pool: bool,
+    channels_last: bool,
+    need_shift: bool,
+    fill: bool,
+) -> _Backward:
     # Check
     name = "stage_tap_backward"
-    if not (like.dim() == 4 and min(like.shape[2:]) > 0):
-        fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(like.shape)}")
-    check_dtype(name, "u", like)
-    batch, channels, height, width = shape = (like.shape[0], like.shape[1], like.shape[2], like.shape[3])
+    dm, dp, mask = description(dm_fields), description(dp_fields), Description(*mask_fields)
+    if not (len(shape) == 4 and min(shape[2:]) > 0):
+        fail(f"{name}: like must be of u's shape [B, C, H, W], got {list(shape)}")
+    check_dtype(name, "u", dtype)
+    batch, channels, height, width = shape
     size = mask_bytes(shape, max_pool, channels_last)
-    fits = mask.dtype == torch.uint8 and mask.is_contiguous() and list(mask.shape) == [size]
-    if not (fits):
+    if not (mask.dtype == torch.uint8 and list(mask.shape) == [size] and (size < 2 or mask.strides == (1,))):
         fail(f"{name}: mask must be {size} contiguous bytes as stage_tap returned it, got {list(mask.shape)} of {mask.dtype}")
-    if not max_pool:
-        dm = None
     if dm is not None:
         expected = [batch, channels, height // 2, width // 2]
-        if not (list(dm.shape) == expected and dm.dtype == like.dtype):
+        if not (list(dm.shape) == expected and dm.dtype == dtype):
             fail(f"{name}: dm must be {expected} in u's dtype, got {list(dm.shape)} in {dm.dtype}")
         if dm.device != mask.device:
             fail(f"{name}: dm must be on the device of mask, {mask.device}, got {dm.device}")
@@ -94,28 +128,46 @@ def stage_tap_backward(
         if dp.device != mask.device:
             fail(f"{name}: dp must be on the device of mask, {mask.device}, got {dp.device}")
 
-    # Allocate
-    du = new_map(mask, shape, like.dtype, channels_last)
-    dshift = mask.new_empty((channels if need_shift else 0,), dtype=torch.float32)
+    # Sizes
+    new = Memory(mask.device, fill)
+    du, dshift = new.map(shape, dtype, channels_last), new.dense((channels if need_shift else 0,), torch.float32)
     if batch == 0 or channels == 0:
-        return du, dshift.zero_()
+        return _Backward(du, dshift, None, None, 0, None)
     if channels_last:
-        kernel = kernels.tap_pixels_backward
-        tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, like.element_size(), max_pool)
+        kernel: Any = kernels.tap_pixels_backward
+        tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, dtype.itemsize, max_pool)
         parts = tile[0]
         programs = batch * parts * -(-channels // tile[3])
     else:
         kernel, parts = kernels.tap_planes_backward, 1
-        tile, run = tiles.tap_planes("tap_planes_backward", channels, height, width, like.element_size(), max_pool)
+        tile, run = tiles.tap_planes("tap_planes_backward", channels, height, width, dtype.itemsize, max_pool)
         programs = batch * -(-channels // tile[0])
-    sums = mask.new_empty((batch * parts, channels), dtype=torch.float32) if need_shift else None
+    dm_strides = (0, 0, 0, 0) if dm is None else dm.strides
+    dp_strides = (0, 0) if dp is None else dp.strides
+    launcher = Launcher(kernel, programs, (channels, height, width, *dm_strides, *dp_strides, max_pool, *tile, _is_wide(shape, dm_strides)), *run)
+    if not need_shift:
+        return _Backward(du, dshift, launcher, None, 0, None)
+    cols = min(32, tiles.power_of_two(channels))
+    summing = Launcher(kernels.sum_rows, -(-channels // cols), (channels, 32, cols), tiles.WARPS)
+    return _Backward(du, dshift, launcher, new.dense((batch * parts, channels), torch.float32), batch * parts, summing)
 
-    # Launch
-    dm_strides = (0, 0, 0, 0) if dm is None else dm.stride()
-    constants = (channels, height, width, *dm_strides, *((0, 0) if dp is None else dp.stride()), max_pool, *tile, _is_wide(shape, dm_strides))
-    with on_device(mask):
-        launch(kernel, programs, (dm, dp, mask, du, sums), constants, *run)
-        if sums is not None:
-            cols = min(32, tiles.power_of_two(channels))
-            launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)
+
+def stage_tap_backward(
+    dm: Tensor | None, dp: Tensor | None, mask: Tensor, like: Tensor, max_pool: bool, channels_last: bool, need_shift: bool
+) -> tuple[Tensor, Tensor]:
+    """dm [B, C, H/2, W/2], dp [B, C], any strides, each may be missing -> du [B, C, H, W], dshift [C] fp32 or [0]."""
+    if not max_pool:
+        dm = None
+    plan = _backward_plan(described(dm), described(dp), described(mask), like.shape, like.dtype, max_pool, channels_last, need_shift, fill_is_on())
+    guard = elsewhere(mask)
+    if guard is not None:
+        with guard:
+            return stage_tap_backward(dm, dp, mask, like, max_pool, channels_last, need_shift)
+    du, dshift = plan.du(), plan.dshift()
+    if plan.launch is None:
+        return du, dshift.zero_()
+    sums = None if plan.sums is None else plan.sums()
+    plan.launch(dm, dp, mask, du, sums)
+    if plan.sum_rows is not None:
+        plan.sum_rows(sums, dshift, plan.rows)
     return du, dshift

@@ -172,7 +172,7 @@ def replaced(entries: Table) -> Iterator[dict[str, Sizes]]:
 
 
 def cached(function: Callable[..., Any]) -> Any:
-    """lru_cache for what follows from shapes and the table."""
+    """lru_cache for what follows from the arguments and the table."""
     found = functools.lru_cache(maxsize=1024)(function)
     _caches.append(found)
     return found

@@ -197,18 +197,13 @@ def launched(problem: Problem, kernel: str, entries: tiles.Table) -> Any:
 
 
 def default_spills(launch: Any) -> int:
-    from ._launch import launch as run
-
-    compiled = run(*launch)
-    return int(getattr(compiled, "n_spills", 0) or 0)
+    return int(getattr(launch.again(), "n_spills", 0) or 0)
 
 
 def default_clock(launch: Any) -> float:
     from triton.testing import do_bench
 
-    from ._launch import launch as run
-
-    return float(do_bench(lambda: run(*launch), return_mode="median"))
+    return float(do_bench(launch.again, return_mode="median"))
 
 
 def tuned(problems: Sequence[Problem], key: str, rule: tiles.Sizes, clock: Clock, spills: Callable[[Any], int]) -> Outcome:

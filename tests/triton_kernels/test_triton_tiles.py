@@ -1,7 +1,7 @@
 """Under another table of tiles: results beside the fp64 reference, bits, batches; and what the tuner chooses by a made-up clock."""
 
 import json
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -11,19 +11,8 @@ from test_triton_tap import check as check_tap
 
 from interflow_kernels import FusedInterflowHead
 from interflow_kernels.testing import HeadCase, TapCase, gradients, head_inputs, in_layout
-from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap, tiles, tune
-from interflow_kernels.triton._launch import Launch, noted
-
-
-@contextmanager
-def suppressed():
-    """Inside it nothing is launched: each launch is noted, which is enough to see what is looked up."""
-    launches = []
-    modules = (interflow_head, interflow_head_backward, stage_tap)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in modules:
-            patch.setattr(module, "launch", lambda *launch: launches.append(Launch(*launch, *(1,) * (6 - len(launch)))))
-        yield launches
+from interflow_kernels.triton import stage_tap, tiles, tune
+from interflow_kernels.triton._launch import noted
 
 
 def different(launches):
@@ -32,7 +21,7 @@ def different(launches):
 
 def other_table(run, factor):
     """For every class that `run` looks up each size of the rule, and the warps, times `factor` as far as a table may go; and the rule's launches."""
-    with tiles.replaced({}) as asked, suppressed() as by_rule, suppress(AssertionError):
+    with tiles.replaced({}) as asked, noted(launching=False) as by_rule, suppress(AssertionError):
         run()
     entries = {}
     for key, rule in asked.items():
@@ -245,7 +234,7 @@ def test_a_networks_cases_reach_every_kernel(device):
     for make in tune.cases([(8, 2, 2)], [3], [torch.bfloat16], device):
         problem = make(1)
         launches = [tune.launched(problem, kernel, {}) for kernel in problem.kernels[-1:]]
-        with suppressed() as noted_too:
+        with noted(launching=False) as noted_too:
             problem.run()
         assert {launch.kernel.__name__ for launch in noted_too} >= set(problem.kernels)
         found |= set(problem.kernels) | {launch.kernel.__name__ for launch in launches}

@@ -1,0 +1,120 @@
+"""How long the host takes for a call of an operator that Triton serves: `python bench/triton_host_time.py`.
+
+On a machine without a GPU everything is real but the CUDA driver, a stub that does nothing: what the driver itself takes for a launch
+(some 2 us) is not in the figures. With a GPU the operators run on it, little work each, and the driver's time is in them.
+Three ways to launch, beside the same call: by Triton's `kernel[grid]`, which binds the arguments anew; by `compiled[grid]`; and ours.
+"""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+import interflow_kernels
+from interflow_kernels.triton import _launch, registration, tiles
+
+STUB = Path(__file__).with_name("stub_cuda_driver.c")
+OPERATORS = torch.ops.interflow_kernels
+
+
+def stub_the_driver(folder: str) -> None:
+    """Triton launches for sm_90 by its own launcher, into nothing; tensors of the CPU pass for a GPU's."""
+    library = f"{folder}/libcuda.so.1"
+    subprocess.run([os.environ.get("CC", "gcc"), "-O2", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, str(STUB)], check=True)
+    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    os.environ["TRITON_LIBCUDA_PATH"] = folder
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
+    from triton.runtime import driver
+
+    class Stubbed(CudaDriver):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
+            self.get_current_device, self.get_current_stream = lambda: 0, lambda device: 0
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", 90, 32)
+
+    driver.set_active(Stubbed())
+    options = _launch.options
+    _launch.options = lambda maker, *rest: options("cuda", *rest)
+    registration.REASONS["cpu"] = None
+
+
+@contextmanager
+def launching(way: str) -> Iterator[None]:
+    """Inside it, every launch goes that way."""
+    launch = _launch._launch_by_triton
+    for cache in tiles._caches:
+        cache.cache_clear()
+    known = _launch._is_known_version
+    try:
+        _launch._is_known_version = way == "ours"
+        if way == "kernel[grid]":
+            _launch._launch_by_triton = partial(_bound, launch)
+        yield
+    finally:
+        _launch._is_known_version, _launch._launch_by_triton = known, launch
+
+
+def _bound(launch: Callable[..., Any], *arguments: Any) -> Any:
+    _launch._compiled.clear()
+    return launch(*arguments)
+
+
+def calls(device: str) -> dict[str, Callable[[], Any]]:
+    """The raw operators on two images of 64 x 28 x 28, and a head of four stages."""
+    widths, classes = (128, 256, 512, 512), 100
+    new = partial(torch.randn, device=device)
+    u, shift = new(2, 64, 28, 28, dtype=torch.bfloat16).to(memory_format=torch.channels_last), new(64)
+    m, p, mask = OPERATORS.stage_tap(u, shift, True, True)
+    maps, pooled = [new(2, w, 4, 4) for w in widths], [new(2, w) for w in widths]
+    parameters = (new(classes, sum(widths)), new(4, classes), new(4, 4), new(4), "nxn")
+    y, _, means = OPERATORS.interflow_head(pooled, *parameters, [1, 1], False, None)
+    needs = (list(widths), [0, 1, 2, 3], True, True, True)
+    head: Callable[[list[Tensor]], Any] = lambda features: OPERATORS.interflow_head.default(features, *parameters, [1, 1], False, None)  # noqa: E731
+    return {
+        "stage_tap, one launch": lambda: OPERATORS.stage_tap.default(u, shift, True, True),
+        "stage_tap_backward, two": lambda: OPERATORS.stage_tap_backward.default(m, p, mask, u, True, True, True),
+        "interflow_head of four pooled features, one": lambda: head(pooled),
+        "interflow_head of four maps, two": lambda: head(maps),
+        "interflow_head_backward, two": lambda: OPERATORS.interflow_head_backward.default(y, None, means, *parameters, *needs),
+    }
+
+
+def microseconds(call: Callable[[], Any]) -> str:
+    """Median and the half between the quartiles."""
+    call(), call()
+    found = Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.5)
+    return f"{found.median * 1e6:6.1f} ({found.iqr * 1e6:4.1f})"
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        if device == "cpu":
+            stub_the_driver(folder)
+        print(f"us a call, median (half between the quartiles); {'no GPU, driver stubbed' if device == 'cpu' else torch.cuda.get_device_name()}, torch {torch.__version__}")
+        ways = ("kernel[grid]", "compiled[grid]", "ours")
+        print(f"{'':44}" + "".join(f"{way:>16}" for way in ways))
+        with interflow_kernels.backend("triton"), torch.inference_mode():
+            given = calls(device)
+            for name, call in given.items():
+                row = []
+                for way in ways:
+                    with launching(way):
+                        row.append(microseconds(call))
+                print(f"{name:44}" + "".join(f"{cell:>16}" for cell in row))
+
+
+if __name__ == "__main__":
+    main()

@@ -92,7 +92,7 @@ def calls(device: str) -> dict[str, Callable[[], Any]]:
 
 
 def microseconds(call: Callable[[], Any]) -> str:
-    """Median and the half between the quartiles."""
+    """Median and the range between the quartiles."""
     call(), call()
     found = Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.5)
     return f"{found.median * 1e6:6.1f} ({found.iqr * 1e6:4.1f})"
@@ -103,7 +103,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if device == "cpu":
             stub_the_driver(folder)
-        print(f"us a call, median (half between the quartiles); {'no GPU, driver stubbed' if device == 'cpu' else torch.cuda.get_device_name()}, torch {torch.__version__}")
+        where = "no GPU, driver stubbed" if device == "cpu" else torch.cuda.get_device_name()
+        print(f"us a call, median (range between the quartiles); {where}, torch {torch.__version__}")
         ways = ("kernel[grid]", "compiled[grid]", "ours")
         print(f"{'':44}" + "".join(f"{way:>16}" for way in ways))
         with interflow_kernels.backend("triton"), torch.inference_mode():

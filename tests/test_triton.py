@@ -123,6 +123,28 @@ print(served())
 
 
 @needs_triton
+def test_a_gpu_that_the_library_has_no_code_for_leaves_the_others_to_it():
+    """Played on the CPU: the automatic choice finds the compiled kernels unfit for it, then fit again as another GPU would be."""
+    code = f"""{SERVED}
+from interflow_kernels import _native
+u = torch.randn(2, 3, 4, 5)
+native = stage_tap(u)
+_native.cpu_error = "no code for this one"
+registration.native_serves = lambda device: True
+print(served(), served(), len(registration._routed), torch.equal(stage_tap(u)[0], native[0]))
+leaf = u.clone().requires_grad_()
+stage_tap(leaf)[1].sum().backward()
+_native.cpu_error = None
+registration._without_code.clear()
+print(served(), [torch.equal(a, b) for a, b in zip(stage_tap(u), native)])
+with backend("triton"):
+    print(served())
+print(served(), leaf.grad.shape == u.shape)
+"""
+    assert python(code, TRITON_INTERPRET="1") == ["True True 1 True", "False [True, True]", "True", "False True"]
+
+
+@needs_triton
 def test_without_a_compiled_library_the_operators_exist_for_triton():
     code = f"""{SERVED}
 print(registration.schemas_exist(), served(), torch.ops.interflow_kernels.stage_tap.default._schema.name)

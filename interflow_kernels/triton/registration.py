@@ -10,7 +10,8 @@ import os
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _NAMESPACE = "interflow_kernels"
 _KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}
 _libraries: list[torch.library.Library] = []  # kept alive: their registrations end with them
 _forced: list[torch.library.Library] = []
+_routed: dict[str, torch.library.Library] = {}
+_without_code: set[torch.device] = set()
 
 
 def _missing() -> str | None:
@@ -101,7 +104,8 @@ def stage_tap_backward(dm: Any, dp: Any, mask: Any, *rest: Any) -> Any:
     return _loaded("stage_tap", mask.device.type).stage_tap_backward(dm, dp, mask, *rest)
 
 
-_OPERATORS: tuple[Callable[..., Any], ...] = (interflow_head, interflow_head_backward, stage_tap, stage_tap_backward)
+# Each with the place of the argument that tells the device.
+_OPERATORS: dict[Callable[..., Any], int] = {interflow_head: 1, interflow_head_backward: 2, stage_tap: 0, stage_tap_backward: 2}
 
 
 def _registered(devices: list[str]) -> torch.library.Library:
@@ -137,12 +141,39 @@ def force(wanted: bool) -> None:
         library._destroy()  # the compiled kernels come back
         return
     held = [device for device in _KEYS if reason_against(device) is None and native_serves(device)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(?s).*(Overriding a previously registered kernel|Warning only once for all operators)")
+    with _overriding():
         _forced.append(_registered(held))
 
 
-def serve(device: str) -> None:
-    """For a device where Triton was chosen: a compiled library may hold its key without having code for this GPU."""
-    if native_serves(device):
+@contextmanager
+def _overriding() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*(Overriding a previously registered kernel|Warning only once for all operators)")
+        yield
+
+
+def serve(device: torch.device) -> None:
+    """For a GPU where Triton was chosen although a compiled library holds its key: the library has no code for it. Other GPUs stay with the library."""
+    if device in _without_code or not native_serves(device.type):
+        return
+    _without_code.add(device)
+    if device.type in _routed:
+        return
+    if not hasattr(torch.library, "get_kernel"):  # an older torch: Triton for all of them
         force(True)
+        return
+    library = torch.library.Library(_NAMESPACE, "IMPL")
+    with _overriding():
+        for operator, place in _OPERATORS.items():
+            compiled = torch.library.get_kernel(f"{_NAMESPACE}::{operator.__name__}", _KEYS[device.type])
+            library.impl(operator.__name__, _by_device(operator, place, compiled), _KEYS[device.type], with_keyset=True)
+    _routed[device.type] = library
+
+
+def _by_device(operator: Callable[..., Any], place: int, compiled: Any) -> Callable[..., Any]:
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        if arguments[place].device in _without_code:
+            return operator(*arguments)
+        return compiled.call_boxed(keys, *arguments)
+
+    return kernel

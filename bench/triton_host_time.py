@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
@@ -91,11 +93,19 @@ def calls(device: str) -> dict[str, Callable[[], Any]]:
     }
 
 
-def microseconds(call: Callable[[], Any]) -> str:
-    """Median and the range between the quartiles."""
-    call(), call()
-    found = Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.5)
-    return f"{found.median * 1e6:6.1f} ({found.iqr * 1e6:4.1f})"
+ROUNDS, CALLS = 40, 100
+WAYS = ("kernel[grid]", "compiled[grid]", "ours")
+
+
+def measured(call: Callable[[], Any]) -> dict[str, list[float]]:
+    """Microseconds a call of each way, a number for each round; the ways take turns."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    timer = Timer("call()", globals={"call": call})
+    for _ in range(ROUNDS):
+        for way in WAYS:
+            with launching(way):
+                found[way].append(timer.timeit(CALLS).mean * 1e6)
+    return found
 
 
 def main() -> None:
@@ -104,17 +114,12 @@ def main() -> None:
         if device == "cpu":
             stub_the_driver(folder)
         where = "no GPU, driver stubbed" if device == "cpu" else torch.cuda.get_device_name()
-        print(f"us a call, median (range between the quartiles); {where}, torch {torch.__version__}")
-        ways = ("kernel[grid]", "compiled[grid]", "ours")
-        print(f"{'':44}" + "".join(f"{way:>16}" for way in ways))
+        print(f"us a call: median, and the least of {ROUNDS} rounds; {where}, torch {torch.__version__}, triton {triton.__version__}")
+        print(f"{'':44}" + "".join(f"{way:>18}" for way in WAYS))
         with interflow_kernels.backend("triton"), torch.inference_mode():
-            given = calls(device)
-            for name, call in given.items():
-                row = []
-                for way in ways:
-                    with launching(way):
-                        row.append(microseconds(call))
-                print(f"{name:44}" + "".join(f"{cell:>16}" for cell in row))
+            for name, call in calls(device).items():
+                row = [f"{median(each):.1f}, {min(each):.1f}" for each in measured(call).values()]
+                print(f"{name:44}" + "".join(f"{cell:>18}" for cell in row))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ It has two roads: the raw operators have `register_autograd` (opcheck, callers o
 autograd.Function, the only arrangement in which torch.func, fullgraph compilation, stride-0 gradients and autocast all hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,3 +45,34 @@ def looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
     slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
     results = [function.apply(*each) for each in slices]
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def differentiable_once(name: str, operator: Callable[[], Any], sentence: str) -> Any:
+    """The Function by which the public road calls the backward operator `name`: a second differentiation raises, by whichever road it comes.
+
+    operator: gives what is called in place of the operator, looked up at each call.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(sentence)
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=library)
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return below_autograd(operator(), *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return refuse()
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return looped(Backward, info.batch_size, in_dims, args)
+
+    return Backward

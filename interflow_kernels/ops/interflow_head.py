@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, library, looped, transforms_are_active
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped, transforms_are_active
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
 raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
@@ -144,32 +144,8 @@ def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpoole
 torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=library)
 
 
-def _raise_double_backward(*_: Any) -> Any:
-    raise NotImplementedError(_NO_DOUBLE_BACKWARD)
-
-
-torch.library.register_autograd(f"{NAMESPACE}::interflow_head_backward", _raise_double_backward, lib=library)
-
-
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
-class _HeadBackward(torch.autograd.Function):
-    """Exists so that a second differentiation raises, by whichever road it comes."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return below_autograd(raw_interflow_head_backward, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(_NO_DOUBLE_BACKWARD)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return looped(_HeadBackward, info.batch_size, in_dims, args)
+_HeadBackward = differentiable_once("interflow_head_backward", lambda: raw_interflow_head_backward, _NO_DOUBLE_BACKWARD)
 
 
 class _Head(torch.autograd.Function):

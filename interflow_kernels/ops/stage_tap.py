@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._tap_format import is_channels_last, mask_bytes, new_map
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, library, looped
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped
 
 raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
 raw_stage_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
@@ -75,32 +75,8 @@ def _raw_backward(ctx: Any, dm: Tensor | None, dp: Tensor | None, _dmask: Tensor
 torch.library.register_autograd(f"{NAMESPACE}::stage_tap", _raw_backward, setup_context=_raw_setup, lib=library)
 
 
-def _raise_double_backward(*_: Any) -> Any:
-    raise NotImplementedError(_NO_DOUBLE_BACKWARD)
-
-
-torch.library.register_autograd(f"{NAMESPACE}::stage_tap_backward", _raise_double_backward, lib=library)
-
-
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
-class _TapBackward(torch.autograd.Function):
-    """Exists so that a second differentiation raises, by whichever road it comes."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return below_autograd(raw_stage_tap_backward, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(_NO_DOUBLE_BACKWARD)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return looped(_TapBackward, info.batch_size, in_dims, args)
+_TapBackward = differentiable_once("stage_tap_backward", lambda: raw_stage_tap_backward, _NO_DOUBLE_BACKWARD)
 
 
 class _Tap(torch.autograd.Function):

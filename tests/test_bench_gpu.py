@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from test_bench import CPU, case, goals, made_case, report, results, roofline, room, run, synthetic
 
-gpu, peers = room("gpu"), room("harness.peers")
+gpu, networks, peers = room("gpu"), room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)
 MODULES = ("bench_head", "bench_stage_tap", "bench_train_step")
 
@@ -36,9 +37,29 @@ def test_every_case_of_the_design_is_planned():
         for name in (f"vgg16, {direction}, 224px bf16 channels_last B=32", f"vgg16_bn, {direction}, 224px bf16 channels_last B=32"):
             assert name in names["bench_train_step"]
         assert f"vgg16, {direction}, 224px bf16 channels_last B=32 compiled" in names["bench_train_step"]
+    for cell in ("B=1", "B=128"):
+        assert {f"vgg16, {direction}, 224px bf16 channels_last {cell}" for direction in ("inference", "training step")} <= set(names["bench_train_step"])
+    for cell in ("224px bf16 nchw B=32", "224px autocast channels_last B=32", "32px bf16 channels_last B=128", "32px bf16 channels_last B=2048"):
+        assert f"vgg16, training step, {cell}" in names["bench_train_step"]
     assert "head, host time of a call, tiny inputs" in names["bench_head"]
     everything = [name for module in MODULES for name in names[module]]
     assert len(set(everything)) == len(everything)
+
+
+def test_the_full_set_is_the_whole_grid_of_networks_and_holds_the_quick_one():
+    full = {plan.name: plan for plan in room("bench_train_step").plans(True, GPU)}
+    shapes = [(224, b) for b in (1, 8, 32, 128, 256)] + [(32, b) for b in (128, 512, 2048)]
+    for model, direction, (pixels, batch), dtype, layout, how in itertools.product(
+        ("vgg16", "vgg16_bn"), ("inference", "training step"), shapes, ("bf16", "autocast"), ("nchw", "channels_last"), ("", " compiled")
+    ):
+        providers = full[f"{model}, {direction}, {pixels}px {dtype} {layout} B={batch}{how}"].providers
+        assert {"Interflow fused", "plain"} <= set(providers)
+        quick = how and (model, pixels, batch, dtype, layout) == ("vgg16", 224, 32, "bf16", "channels_last")
+        assert "Interflow naive" in providers or quick
+    assert len(full) == 2 * 2 * 8 * 2 * 2 * 2 + 1  # and one in replayed graphs
+    for module in MODULES:
+        names = [plan.name for plan in room(module).plans(True, GPU)]
+        assert len(set(names)) == len(names) and {plan.name for plan in planned(module)} <= set(names)
 
 
 def test_limits_of_the_same_run_and_missing_engines_are_in_every_head_case():
@@ -67,8 +88,17 @@ def test_goals_of_the_gpu():
     assert goals.keeps_less("compiled", 1).judge(taken, "ours")["reached"] is False  # nothing was measured
     assert goals.no_more_kernels("plain").judge(taken, "ours")["reached"] is True
     assert goals.no_more_kernels("plain").judge(replace(taken, kernels={}), "ours")["reached"] is False
-    texts = [g.text for g in goals.gpu_network("vgg16", "training step", 224, False)]
-    assert texts == ["<= 0.85x the time of plain", "<= 1.005x the time of fused, no branches"]
+    bare = "fused, no branches"
+    assert [g.text for g in goals.gpu_network("vgg16", "training step", 224, 32, False, bare)] == [
+        "<= 0.85x the time of plain",
+        f"<= 1.005x the time of {bare}",
+    ]
+    texts = [g.text for g in goals.gpu_network("vgg16", "inference", 224, 32, True, bare)]
+    assert texts == ["<= 0.96x the time of plain", f"<= 1.005x the time of {bare} + 6 us"]
+    assert goals.costs_at_most("plain", 0.80, besides=1e-6).judge(taken, "ours")["value"] == pytest.approx(0.7)
+    assert len(goals.gpu_network("vgg16", "training step", 32, 128, False)) == 2
+    for none in (("vgg16", "training step", 224, 8), ("vgg16", "inference", 32, 2048), ("vgg16_bn", "inference", 224, 32)):
+        assert goals.gpu_network(*none, False) == []
 
 
 # --- each case, built and checked -----------------------------------------------------------------------------------------
@@ -85,8 +115,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(head, "at_pixels", lambda maps, pixels: maps)
     monkeypatch.setattr(tap, "STAGES", {"five boundaries": ((4, 9, 7), *TINY)})
     monkeypatch.setattr(run, "COPY_BYTES", 1 << 20)
-    original = train.interflow_vision.create_model
-    monkeypatch.setattr(train.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
+    original = networks.interflow_vision.create_model
+    monkeypatch.setattr(networks.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
     for module in (head, tap, train):
         monkeypatch.setattr(module, "cold_sets", lambda *_: 2, raising=False)
     return head, tap, train
@@ -95,7 +125,10 @@ def tiny(monkeypatch):
 def built(plan):
     """The plan's case on a CPU, its batch cut down, checked, each provider called."""
     bound = inspect.signature(plan.build.func).bind(*plan.build.args).arguments
-    made = plan.build.func(**bound | {key: min(bound[key], most) for key, most in (("batch", 3), ("classes", 7)) if key in bound})
+    small = (("batch", 3), ("classes", 7))
+    if "cell" in bound:
+        bound["cell"] = replace(bound["cell"], **{key: min(getattr(bound["cell"], key), most) for key, most in small})
+    made = plan.build.func(**bound | {key: min(bound[key], most) for key, most in small if key in bound})
     run.check(made)
     assert set(plan.providers) - set(made.providers) <= {"launch", "copy", "TensorRT", "fused, no branches"}
     return made
@@ -123,8 +156,11 @@ def test_every_network_case_is_right(tiny):
         if "224px" in plan.name and "compiled" in plan.name:
             continue  # the same networks without a compiler here
         made = built(plan)
-        assert set(made.providers) == set(tiny[2].NETWORKS)
+        assert tuple(made.providers) == plan.providers
         assert made.family == ("device" if "graph" in plan.name else "wall")
+        assert made.memory and made.images == min(3, int(plan.name.split("B=")[1].split()[0]))
+        dtypes = {p.dtype for p in made.providers["plain"].call.__self__.net.parameters()}
+        assert dtypes == {torch.float32 if "autocast" in plan.name else torch.bfloat16}
 
 
 def test_limits_of_a_device(monkeypatch):
@@ -143,6 +179,19 @@ def test_a_spent_budget_skips_with_its_reason():
     plan = case.Plan("late", ("ours",), lambda: pytest.fail("built"))
     with pytest.raises(pytest.skip.Exception, match="budget was spent"):
         session.record(None, plan, "ours")
+    session = run.Session(CPU, deadline=gpu.time.perf_counter() + 50)
+    with pytest.raises(pytest.skip.Exception, match="budget was spent"):  # what cannot end in time is not begun
+        session.record(None, replace(plan, setup=60.0), "ours")
+
+
+def test_a_case_that_does_not_fit_into_memory_is_skipped_with_its_reason():
+    def build():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.06 GiB.\nAnd much more.")
+
+    session, plan = run.Session(CPU), case.Plan("large", ("ours", "eager"), build)
+    for provider in plan.providers:
+        with pytest.raises(pytest.skip.Exception, match=r"does not fit into this GPU's memory: CUDA out of memory\. Tried to allocate 3\.06 GiB\.$"):
+            session.record(None, plan, provider)
 
 
 # --- the driver ---------------------------------------------------------------------------------------------------------

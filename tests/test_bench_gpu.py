@@ -219,14 +219,64 @@ def test_a_part_that_hangs_is_stopped_with_its_children():
 def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
-    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "sanitizer"]
+    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "profile", "sanitizer"]
     assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
-    assert parts["bench_head"].environment["INTERFLOW_BACKEND"] == "native"
+    for name in gpu.BUDGETS:
+        assert parts[name].environment["INTERFLOW_BACKEND"] == "native"
+        assert (gpu.ROOT / next(word for word in parts[name].command if word.startswith("bench/"))).exists()
     assert "-m" in parts["tests"].command and "gpu" in parts["tests"].command
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     assert gpu.parts("python3", tmp_path, (9, 0))[0].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
     assert [gpu.architecture(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
     assert gpu.folder_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_budgets_leave_time_for_build_and_tests_and_shrink_together(tmp_path):
+    assert sum(gpu.BUDGETS.values()) + gpu.LAST <= gpu.TOTAL - 200
+    parts = gpu.parts("python3", tmp_path, (9, 0))
+    measuring = [part for part in parts if part.budget is not None]
+    assert {part.name: part.budget for part in measuring} == gpu.BUDGETS
+    assert all(part.seconds > part.budget for part in measuring)
+    assert gpu.allowed(parts, 550) is None  # the build plans with nothing
+    assert gpu.allowed(measuring, 550) == gpu.BUDGETS["bench_head"]
+    left, given = sum(gpu.BUDGETS.values()) / 2 + gpu.GRACE, {}
+    for i, part in enumerate(measuring):  # half the time: half of each, where each takes what it is given
+        given[part.name] = gpu.allowed(measuring[i:], left)
+        left -= given[part.name]
+    assert given == pytest.approx({name: budget / 2 for name, budget in gpu.BUDGETS.items()})
+    assert gpu.allowed(measuring, 5) == 0
+
+
+def test_the_full_set_has_no_budgets(tmp_path):
+    parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0), full=True, case="inference")}
+    for name in gpu.BUDGETS:
+        assert parts[name].budget is None and parts[name].seconds == gpu.FULL
+    for stem in MODULES:
+        assert parts[stem].command[-3:] == ["--case", "inference", "--full"]
+    assert "--compiled" in parts["profile"].command
+
+
+def test_a_part_is_told_its_budget(tmp_path):
+    log = io.StringIO()
+    shown = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    parts = [gpu.Part("first", shown, 20), gpu.Part("second", shown, 20, budget=40.0)]
+    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter(), total=gpu.LAST + gpu.GRACE + 20.9) == 0
+    assert "[]" in log.getvalue() and "['--budget', '2" in log.getvalue()  # 20.9 s less what the first took
+
+
+def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
+    """pytest, interrupted in its second test, still writes the first one's numbers."""
+    (tmp_path / "test_two.py").write_text("import time\ndef test_one(benchmark): benchmark(abs, 1)\ndef test_two(): print('on'); time.sleep(60)\n")
+    options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-max-time=0.1"]
+    outcome = gpu.run(gpu.Part("part", [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), *options], 8), io.StringIO(), 99)
+    assert outcome.state == "stopped after 8 s" and outcome.seconds < 30
+    assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
+
+
+def test_a_part_that_ignores_the_interrupt_is_killed(monkeypatch):
+    monkeypatch.setattr(gpu, "INTERRUPTED", 1.0)
+    outcome, _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=2.0)
+    assert outcome.state == "stopped after 2 s" and outcome.seconds < 20
 
 
 def file_of(run_, **run_info):

@@ -110,7 +110,7 @@ def allowed(chosen: Sequence[Part], left: float) -> float | None:
 def run(part: Part, log: TextIO, at_most: float, budget: float | None = None) -> Outcome:
     """Runs a part, its output here and in the log; what it started ends with it.
 
-    At its limit it is interrupted, as by a user, so that pytest writes what was measured; what then goes on is killed.
+    At its limit, or where the user interrupts, it is interrupted, so that pytest writes what was measured; what then goes on is killed.
     """
     limit = min(part.seconds, at_most)
     start = time.perf_counter()
@@ -126,9 +126,16 @@ def run(part: Part, log: TextIO, at_most: float, budget: float | None = None) ->
     except OSError as error:
         return Outcome(part.name, f"failed ({error})", 0.0)
     assert process.stdout is not None
-    signals = [signal.SIGKILL, signal.SIGINT]
-    before = signal.signal(signal.SIGALRM, lambda *_: _signal(process.pid, signals.pop() if len(signals) > 1 else signals[0]))
-    signal.setitimer(signal.ITIMER_REAL, limit, INTERRUPTED)
+    causes: list[str] = []
+
+    def stop(number: int, _: Any) -> None:
+        causes.append("interrupted" if number == signal.SIGINT else f"stopped after {limit:.0f} s")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT if len(causes) == 1 else signal.SIGKILL)
+        signal.setitimer(signal.ITIMER_REAL, INTERRUPTED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGINT)}
+    signal.setitimer(signal.ITIMER_REAL, limit)
     lines = []
     try:
         for line in process.stdout:
@@ -137,15 +144,10 @@ def run(part: Part, log: TextIO, at_most: float, budget: float | None = None) ->
         code = process.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    stopped = len(signals) == 1
-    state = f"stopped after {limit:.0f} s" if stopped else "ok" if code == 0 else f"failed (exit status {code})"
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    state = causes[0] if causes else "ok" if code == 0 else f"failed (exit status {code})"
     return Outcome(part.name, state, time.perf_counter() - start, tuple(line for line in lines if line.startswith(("FAILED ", "ERROR "))))
-
-
-def _signal(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
 
 
 def merged(found: Sequence[Path]) -> dict[str, Any] | None:
@@ -216,6 +218,8 @@ def measure(planned: Sequence[Part], only: str, out: Path, log: TextIO, start: f
     for i, part in enumerate(chosen):
         left = total - LAST - (time.perf_counter() - start)
         outcomes.append(run(part, log, left, allowed(chosen[i:], left)))
+        if outcomes[-1].state == "interrupted":
+            break
     found = [part.results for part in chosen if part.results is not None]
     whole = merged(found)
     if whole is not None:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,14 +32,19 @@ CALLS, TURNS = 5, 9
 EAGER, COMPILING = 6.0, 60.0  # seconds, a guess, that three networks take
 
 
-def profiles(cell: Cell, device: torch.device, compiled: bool, deadline: float | None) -> Iterator[dict[str, Any]]:
-    """Of each network: eager first, then compiled where it is asked for; what the deadline leaves no time for is named and left out."""
+def profiles(cell: Cell, device: torch.device, compiled: bool, deadline: float | None, failed: list[str]) -> Iterator[dict[str, Any]]:
+    """Of each network: eager first, then compiled where it is asked for. What the deadline leaves no time for is named and left out, what fails too."""
     for way, direction in itertools.product((False, True) if compiled else (False,), DIRECTIONS):
         wanted = replace(cell, direction=direction, compiled=way)
         if deadline is not None and time.perf_counter() + (COMPILING if way else EAGER) > deadline:
             print(f"left out, too little time was left: {wanted.name}")
-        else:
+            continue
+        try:
             yield from side_by_side(build(wanted, SHOWN, device), device)
+        except Exception:
+            failed.append(wanted.name)
+            print(f"FAILED {wanted.name}")
+            traceback.print_exc()
 
 
 def side_by_side(networks: dict[str, Network], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -64,7 +70,7 @@ def side_by_side(networks: dict[str, Network], device: torch.device) -> Iterator
         }
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where profile.json and profile.md go")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -78,7 +84,8 @@ def main(arguments: Sequence[str]) -> None:
     cell = replace(cell, **{key: getattr(given, key) for key in asdict(cell) if getattr(given, key, None)})
     machine.wait_for_quiet(5.0)
     start, others = time.perf_counter(), machine.others_seconds()
-    found = list(profiles(cell, device, given.compiled, None if given.budget is None else STARTED + given.budget))
+    failed: list[str] = []
+    found = list(profiles(cell, device, given.compiled, None if given.budget is None else STARTED + given.budget, failed))
     spent = ((machine.others_seconds() or 0.0) - (others or 0.0)) / (time.perf_counter() - start)
     data = {
         "machine": machine.describe(device),
@@ -92,6 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     (given.out / FILE).write_text(json.dumps(data, indent=1) + "\n")
     (given.out / "profile.md").write_text(markdown(data, FILE))
     print(f"{given.out / FILE}\n{given.out / 'profile.md'}")
+    return int(bool(failed))
 
 
 def commit() -> str:
@@ -104,4 +112,4 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

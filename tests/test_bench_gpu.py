@@ -4,8 +4,11 @@ import inspect
 import io
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -277,6 +280,15 @@ def test_a_part_that_ignores_the_interrupt_is_killed(monkeypatch):
     monkeypatch.setattr(gpu, "INTERRUPTED", 1.0)
     outcome, _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=2.0)
     assert outcome.state == "stopped after 2 s" and outcome.seconds < 20
+
+
+def test_an_interrupt_ends_the_part_and_all_that_follow(tmp_path):
+    log = io.StringIO()
+    parts = [gpu.Part(name, [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 90) for name in ("first", "second")]
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter()) == 1
+    assert "=== second" not in log.getvalue() and "interrupted" in log.getvalue() and "failed: first" in log.getvalue()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def file_of(run_, **run_info):

@@ -124,6 +124,7 @@ KINDS = [
     ("triton_tem_fused_addmm_4", (), HEAD, "triton_tem_fused_addmm_4"),
     ("triton_tem_fused_convolution_1", (), CONVOLUTION, "triton_tem_fused_convolution_1"),
     ("triton_poi_fused__to_copy_0", (), OTHER, "triton_poi_fused__to_copy_0"),
+    ("## Call CompiledFxGraph f4x ##", ("## Call CompiledFxGraph f4x ##", "CompiledFunction"), BETWEEN, "CompiledFxGraph"),
     # a CPU's operators are names and operators in one
     ("aten::mkldnn_convolution", ("aten::mkldnn_convolution", *FORWARD[1:]), CONVOLUTION, "aten::mkldnn_convolution"),
     ("aten::convolution_backward", BACKWARD, CONVOLUTION, "aten::convolution_backward"),
@@ -221,7 +222,7 @@ def test_page_of_a_gpu():
 def test_the_command_on_a_tiny_network(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "TURNS", 1)
     monkeypatch.setattr(command.machine, "wait_for_quiet", lambda at_most: 0.0)
-    command.main(["--out", str(tmp_path), "--width", "0.05", "--batch", "2"])
+    assert command.main(["--out", str(tmp_path), "--width", "0.05", "--batch", "2"]) == 0
     data = json.loads((tmp_path / page_of.FILE).read_text())
     assert data["settings"]["width"] == 0.05 and data["settings"]["batch"] == 2 and data["machine"]["device"] == "cpu"
     ran = {(p["network"], p["direction"]): page_of.sums(p) for p in data["profiles"]}
@@ -236,8 +237,23 @@ def test_the_command_on_a_tiny_network(tmp_path, monkeypatch):
     assert (tmp_path / "profile.md").read_text() == page_of.markdown(data, page_of.FILE)
 
 
+def test_a_network_that_fails_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
+    def build(cell, names, device):
+        if cell.training:
+            raise RuntimeError("no such kernel")
+        return original(cell, names, device)
+
+    original = command.build
+    monkeypatch.setattr(command, "build", build)
+    monkeypatch.setattr(command, "TURNS", 1)
+    monkeypatch.setattr(command.machine, "wait_for_quiet", lambda at_most: 0.0)
+    assert command.main(["--out", str(tmp_path), "--width", "0.05", "--batch", "2"]) == 1
+    assert {p["direction"] for p in json.loads((tmp_path / page_of.FILE).read_text())["profiles"]} == {"inference"}
+    assert "FAILED vgg16, training step" in capsys.readouterr().out
+
+
 def test_a_spent_budget_leaves_networks_out_and_says_so(capsys):
-    assert list(command.profiles(command.CPU, CPU, True, deadline=0.0)) == []
+    assert list(command.profiles(command.CPU, CPU, True, deadline=0.0, failed=[])) == []
     assert "left out, too little time was left: vgg16, inference, 32px fp32 nchw B=64 compiled" in capsys.readouterr().out
 
 

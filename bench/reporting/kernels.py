@@ -42,6 +42,7 @@ COMPILED = (
 )
 """Of what torch.compile fused into one kernel: convolution stands for its bias there, the product itself is a kernel of its own."""
 
+# On a CPU "## Call CompiledFxGraph NAME ##" is the range of a compiled graph, whose own time is that of what was fused.
 KERNELS = (
     (TAP, re.compile(r"\binterflow::.*\btap_|^(tap_(pixels|planes)|sum_rows)")),
     (HEAD, re.compile(r"\binterflow_head_|^head_(pool|tail|scores|gradients|attention|gate)")),
@@ -50,7 +51,7 @@ KERNELS = (
     (LOSS, re.compile(r"softmax|nll_loss", re.IGNORECASE)),
     (HEAD, re.compile(r"gemm|gemv|nvjet|splitKreduce|cublas", re.IGNORECASE)),
     (OPTIMIZER, re.compile(r"multi_tensor_apply")),
-    (BETWEEN, re.compile(r"max_pool|threshold|clamp|relu|MeanOps|sum_functor|CUDAFunctor_add|CUDAFunctorOnSelf_add", re.IGNORECASE)),
+    (BETWEEN, re.compile(r"^## Call |max_pool|threshold|clamp|relu|MeanOps|sum_functor|CUDAFunctor_add|CUDAFunctorOnSelf_add", re.IGNORECASE)),
 )
 
 
@@ -87,6 +88,8 @@ def short(name: str) -> str:
 
     At most LONGEST characters: what is left out lies behind the size of tiles and before the number at the end.
     """
+    if name.startswith("## Call "):
+        return name.split()[2]
     text = name.removeprefix("void ").replace("(anonymous namespace)::", "")
     plain = _own(text)
     if plain in FRAMES and "<" in text:

@@ -55,9 +55,12 @@ def side_by_side(networks: dict[str, Network], device: torch.device) -> Iterator
     """
     # a turn calls its network first, so that nothing is compiled or chosen under the profiler
     ways = {name: call_turn(network.call, itertools.repeat(0), device) for name, network in networks.items()}
-    clock = [{name: turn() for name, turn in ways.items()} for _ in range(TURNS)]
     sessions, calls = (1, CALLS) if device.type == "cuda" else (TURNS, 1)
-    found = [{name: profiled(network.call, device, calls) for name, network in networks.items()} for _ in range(sessions)]
+    clock, found = [], []
+    for i in range(TURNS):
+        clock.append({name: turn() for name, turn in ways.items()})
+        if i < sessions:
+            found.append({name: profiled(network.call, device, calls) for name, network in networks.items()})
     for name, network in networks.items():
         measured = sorted((entries(session[name], device, calls) for session in found), key=lambda kernels: sum(kernel["us"] for kernel in kernels))
         yield {

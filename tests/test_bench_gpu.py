@@ -312,6 +312,8 @@ def test_results_of_the_parts_become_one_report_and_a_failed_part_is_named(tmp_p
     loaded = results.load(out)
     assert len(loaded.rows) == 12 and loaded.run == {"set": "gpu", "timed_s": 8, "others_cores": 0.0, "whole_s": 20}
     assert "made-up GPU" in (out / "report.md").read_text() and "Made by `make gpu`" in report.markdown(loaded)
+    (out / "full.json").write_text(file_of(synthetic(0, cases=1), set="full"))
+    assert gpu.merged([out / "full.json"])["run"]["set"] == "gpu-full" and "gpu-full" in report.MADE_BY
     assert "failed: broken" in log.getvalue()
     assert ">= 2x the best peer" in log.getvalue() and "reached" in log.getvalue()
 

@@ -16,9 +16,9 @@ def markdown(data: dict[str, Any], source: str) -> str:
     """The whole page. data: the file's content; source: where a reader finds it."""
     m, how = data["machine"], data["settings"]
     on_gpu = m["device"] == "cuda"
-    versions = software(m, "torch", "triton") + (
-        f", CUDA {m['cuda']['torch']}, cuDNN {m['cuda']['cudnn']}, driver {m.get('gpu_driver', 'unknown')}" if on_gpu else ""
-    )
+    cuda = f", CUDA {m['cuda']['torch']}, cuDNN {m['cuda']['cudnn']}, driver {m.get('gpu_driver', 'unknown')}" if on_gpu else ""
+    shape = f"{how['model']}, {how['pixels']} pixels, B = {how['batch']}, {how['dtype']}, {how['layout']}, K = {how['classes']}"
+    shape += f", width {how['width']:g}" * (how["width"] != 1)
     of = (
         f"the GPU's kernels, the mean of {how['calls']} calls"
         if on_gpu
@@ -27,11 +27,9 @@ def markdown(data: dict[str, Any], source: str) -> str:
     lines = [
         f"# Where the time goes: VGG-16 with Interflow and without, {m['gpu'] if on_gpu else m['cpu']}",
         "",
-        f"{hardware(m)}; {versions}; {data['date']}, commit {data['commit']}.{not_quiet(data['others_cores'], m)}",
+        f"{hardware(m)}; {software(m, 'torch', 'triton')}{cuda}; {data['date']}, commit {data['commit']}.{not_quiet(data['others_cores'], m)}",
         "",
-        f"{how['model']}, {how['pixels']} pixels, B = {how['batch']}, {how['dtype']}, {how['layout']}, K = {how['classes']}"
-        + f", width {how['width']:g}" * (how["width"] != 1)
-        + f". A call is a training step with its optimizer (SGD) or an inference. Times are microseconds: {of}, as torch.profiler tells them. By the clock: "
+        f"{shape}. A call is a training step with its optimizer (SGD) or an inference. Times are microseconds: {of}, as torch.profiler tells them. By the clock: "
         f"the median of {how['turns']} calls without the profiler. Bias, ReLU, pool, mean, add: PyTorch's operators between convolutions, their backward "
         "passes and the sums of gradients. Tap and head: those of this package, and what the classifier in plain PyTorch does.",
         "",

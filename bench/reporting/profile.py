@@ -8,7 +8,7 @@ from .results import hardware, not_quiet, software
 from .tables import Cell, Table
 
 FILE = "profile.json"
-LEAST = 0.003  # of a call: kernels below it share a row
+LEAST = 0.001  # of a call: kernels below it share a row
 Profile = dict[str, Any]
 
 
@@ -29,9 +29,9 @@ def markdown(data: dict[str, Any], source: str) -> str:
         "",
         f"{hardware(m)}; {software(m, 'torch', 'triton')}{cuda}; {data['date']}, commit {data['commit']}.{not_quiet(data['others_cores'], m)}",
         "",
-        f"{shape}. A call is a training step with its optimizer (SGD) or an inference. Times are microseconds: {of}, as torch.profiler tells them. By the clock: "
-        f"the median of {how['turns']} calls without the profiler. Bias, ReLU, pool, mean, add: PyTorch's operators between convolutions, their backward "
-        "passes and the sums of gradients. Tap and head: those of this package, and what the classifier in plain PyTorch does.",
+        f"{shape}. A call is a training step with its optimizer (SGD) or an inference. Times are microseconds: {of}, as torch.profiler tells them. "
+        f"By the clock: the median of {how['turns']} calls without the profiler. Bias, ReLU, pool, mean, add: PyTorch's operators between convolutions, "
+        "their backward passes and the sums of gradients. Tap and head: those of this package, and what the classifier in plain PyTorch does.",
         "",
         f"Made by `python bench/profile_page.py` from `{source}`, which `make {'gpu' if on_gpu else 'profile'}` measured.",
         "",

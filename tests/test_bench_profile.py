@@ -19,6 +19,7 @@ POOLED = ("aten::max_pool2d_with_indices_backward", "MaxPool2DWithIndicesBackwar
 STEP = ("Optimizer.step#SGD.step",)
 ELEMENTWISE = "void at::native::vectorized_elementwise_kernel<4, {}, std::array<char*, 2ul> >(int, {}, std::array<char*, 2ul>)"
 ADD = ELEMENTWISE.format(*["at::native::CUDAFunctor_add<c10::BFloat16>"] * 2)
+MUL = ELEMENTWISE.format(*["at::native::BinaryFunctor<float, float, float, at::native::binary_internal::MulFunctor<float> >"] * 2)
 FILL = ELEMENTWISE.format(*["at::native::FillFunctor<c10::BFloat16>"] * 2)
 COPY = ELEMENTWISE.format(*["at::native::bfloat16_copy_kernel_cuda(at::TensorIteratorBase&)::{lambda(float)#1}"] * 2)
 BROADCAST = (
@@ -78,6 +79,9 @@ KINDS = [
     (SPLIT, ("aten::mm", "AddmmBackward0"), HEAD, "splitKreduce_kernel"),
     (SUM, ("aten::sum", "autograd::engine::evaluate_function: AddmmBackward0"), HEAD, "reduce_kernel"),
     (SOFTMAX, ("aten::_log_softmax", "aten::log_softmax", "aten::cross_entropy_loss"), LOSS, "cunn_SoftMaxForward"),
+    ("Memset (Device)", ("aten::zero_", "aten::nll_loss_backward", "NllLossBackward0"), LOSS, "Memset (Device)"),
+    (COPY, ("aten::copy_", "aten::native_batch_norm_backward", "NativeBatchNormBackward0"), NORM, "vectorized_elementwise_kernel"),
+    (MUL, ("aten::mul",), BETWEEN, "vectorized_elementwise_kernel"),
     (FOREACH, ("aten::_foreach_add_", *STEP), OPTIMIZER, "multi_tensor_apply_kernel"),
     (ADD, ("aten::add_", *STEP), OPTIMIZER, "vectorized_elementwise_kernel"),
     (OURS_TAP, ("interflow_kernels::stage_tap", "_Tap"), TAP, "tap_pixels"),
@@ -99,6 +103,7 @@ KINDS = [
     (MEAN, (), BETWEEN, "reduce_kernel"),
     (FOREACH, (), OPTIMIZER, "multi_tensor_apply_kernel"),
     (COPY, (), OTHER, "vectorized_elementwise_kernel"),
+    (SOFTMAX, (), LOSS, "cunn_SoftMaxForward"),
     # torch.compile's own
     (
         "triton_poi_fused_convolution_relu_3",

@@ -8,7 +8,7 @@ import torch
 from test_bench import BENCH, CPU, room
 
 kernels, page_of, profiler = room("reporting.kernels"), room("reporting.profile"), room("harness.profiler")
-command, pages = room("profile_networks"), room("profile_page")
+command, networks, pages = room("profile_networks"), room("networks"), room("profile_page")
 GPU = torch.device("cuda", 0)
 ROOT = BENCH.parent
 
@@ -190,6 +190,23 @@ def test_the_operators_of_a_cpu_add_up_to_the_call():
     assert next(e for e in found if e["name"] == "aten::mm")["operators"] == ["aten::mm", "aten::matmul"]
     assert sum(e["us"] for e in found) * 3 == pytest.approx(sum(e.self_cpu_time_total for e in events), rel=1e-3)
     assert profiler.kernel_count(lambda _: x @ x, CPU) is None
+
+
+@pytest.mark.gpu
+def test_kernels_of_a_fused_step_on_a_gpu():
+    cell = networks.Cell("vgg16", "training step", 32, 4, width=0.25, layout="channels_last", dtype="bf16")
+    network = networks.build(cell, ["Interflow fused"], GPU)["Interflow fused"]
+    for _ in range(3):
+        network.call()
+    events = profiler.profiled(network.call, GPU)
+    found = profiler.entries(events, GPU, calls=1)
+    assert sum(entry["calls"] for entry in found) == len(profiler.device_events(events)) == profiler.kernel_count(network.call, GPU)
+    calls = dict.fromkeys(kernels.KINDS, 0.0)
+    for entry in found:
+        calls[kernels.kind(entry["name"], entry["operators"])] += entry["calls"]
+    assert calls[CONVOLUTION] >= 13 and calls[TAP] >= 10  # forward and backward of five taps
+    assert min(calls[kind] for kind in (BETWEEN, HEAD, LOSS, OPTIMIZER)) > 0
+    assert not [entry["name"] for entry in found if entry["name"].startswith(profiler.RANGES)]
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------

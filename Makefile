@@ -5,10 +5,13 @@
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
 # make bench-readme   the README's section on speed anew, from the committed results
-# make gpu     on a machine with an NVIDIA GPU and no network: builds for it, runs the tests that need it, measures; ten minutes, with the Python that
-#              is there (PYTHON, no environment is made). Results in bench/results/<gpu>/ or GPU_OUT.
+# make profile where the time of whole networks goes, with Interflow and without, by torch.profiler: BENCH_OUT, BENCH_DEVICE
+# make profile-page FROM=FOLDER   the page in docs/ from the profile that lies in a folder of bench/results/
+# make gpu     on a machine with an NVIDIA GPU and no network: builds for it, runs the tests that need it, measures and profiles; ten minutes, with the
+#              Python that is there (PYTHON, no environment is made). Results in bench/results/<gpu>/ or GPU_OUT. make gpu-full: the whole grid of
+#              networks, batches, dtypes and layouts, eager and compiled: hours, into bench/results/<gpu>-full/. GPU_ARGS: as bench/gpu.py --help.
 # make wheel   builds sdist and wheel into dist/, installs the wheel beside torch alone and runs the head
-# Each but gpu makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
+# Each but gpu and gpu-full makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +22,7 @@ BENCH_OUT ?= bench/results/local
 BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
 
-.PHONY: demo test lint bench bench-full bench-compare bench-readme gpu wheel clean
+.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.demo
@@ -44,8 +47,14 @@ bench-compare: $(VENV)/installed
 bench-readme: $(VENV)/installed
 	$(BIN)/python bench/readme.py $(BENCH_RESULTS)
 
-gpu:
-	$(PYTHON) bench/gpu.py $(if $(GPU_OUT),--out $(GPU_OUT))
+profile: $(VENV)/installed
+	$(BIN)/python bench/profile_networks.py --device $(BENCH_DEVICE) --out $(BENCH_OUT)
+
+profile-page: $(VENV)/installed
+	$(BIN)/python bench/profile_page.py $(FROM)
+
+gpu gpu-full:
+	$(PYTHON) bench/gpu.py $(if $(filter gpu-full,$@),--full) $(if $(GPU_OUT),--out $(GPU_OUT)) $(GPU_ARGS)
 
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import goals, peers
-from harness.case import Case, Plan, Provider
+from harness.case import Case, Plan, Provider, distinct
 from harness.gate import TOLERANCE
 from harness.inputs import DTYPES, cold_sets, feature_maps
 from harness.memory import saved_bytes
@@ -25,7 +25,10 @@ MODES = ("ours", "eager", "compiled")
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
-    yield from gpu_plans(device) if device.type == "cuda" and not full else cpu_plans(full, device)
+    if device.type != "cuda":
+        yield from cpu_plans(full, device)
+    else:
+        yield from distinct([*gpu_plans(device), *(cpu_plans(True, device) if full else [])])
 
 
 def gpu_plans(device: torch.device) -> Iterator[Plan]:

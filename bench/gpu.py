@@ -1,11 +1,14 @@
 """`make gpu`: on a machine with an NVIDIA GPU and no network, builds for that GPU, runs every test that needs one, then the benchmarks: ten minutes.
 
 Uses the Python that runs it, with torch, pytest and pytest-benchmark in it, and the CUDA toolkit; installs nothing. Each part has its own time
-limit and a part that fails does not stop the others; the last lines say what failed. OUT gets results.json, report.md, report.html, speed.png
-and log.txt. Exit status 1 where a part failed.
+limit and a part that fails does not stop the others; the last lines say what failed. OUT gets results.json, report.md, report.html, speed.png,
+profile.json, profile.md and log.txt. Exit status 1 where a part failed.
+
+`make gpu-full` (--full) measures every case and profiles compiled networks too: hours, and no limit but that of a part that hangs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,18 +25,26 @@ ROOT = Path(__file__).resolve().parent.parent
 SANITIZER = "tests/gpu/test_gpu_sanitizer.py"
 TOTAL = 580.0  # seconds
 LAST = 30.0  # of them for the report
+FULL = 24 * 3600.0  # instead of TOTAL, and a measuring part's limit, with --full
+GRACE = 30.0  # seconds after its budget for what a measuring part has begun
+INTERRUPTED = 10.0  # seconds from a part's interrupt to its end by force
+BUDGETS = {"bench_head": 95.0, "bench_stage_tap": 60.0, "bench_train_step": 150.0, "profile": 40.0}  # seconds
 ASK = "import torch; print(torch.cuda.get_device_name(), *torch.cuda.get_device_capability(), sep='\\n')"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command with its limit in seconds; `results`: the JSON that it writes."""
+    """A command with its limit in seconds; `results`: the JSON that it writes.
+
+    budget: the seconds that it is told to plan with (--budget), fewer where less is left for all parts that have one; None for a part that does not plan.
+    """
 
     name: str
     command: Sequence[str]
     seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
     results: Path | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,43 +68,73 @@ def folder_name(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
-def parts(python: str, out: Path, capability: tuple[int, int]) -> list[Part]:
-    """In the order they run."""
+def parts(python: str, out: Path, capability: tuple[int, int], full: bool = False, case: str = "") -> list[Part]:
+    """In the order they run. full: every case, and no budgets; case: only cases whose name contains it."""
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    native = {**paths, "INTERFLOW_BACKEND": "native"}  # a fallback must not be taken for the kernels: where they cannot run the case fails
     build = {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or architecture(capability)}
     quiet = ["-q", "--disable-warnings", "-p", "no:cacheprovider"]
     marked = ["-m", "gpu", *quiet, "-rfEs", "--continue-on-collection-errors", "--durations=5"]
+
+    def measuring(name: str, command: list[str], results: Path | None = None) -> Part:
+        budget = None if full else BUDGETS[name]
+        return Part(name, [python, *command], FULL if budget is None else budget + GRACE, native, results, budget)
+
     made = [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150, build),
         Part("info", [python, "-m", "interflow_kernels.info"], 60, paths),
         # tests/vision needs Lightning's command line and holds no test for a GPU
         Part("tests", [python, "-m", "pytest", "tests", *marked, f"--ignore={SANITIZER}", "--ignore=tests/vision"], 200, paths),
     ]
-    for stem, budget in (("bench_head", 110), ("bench_stage_tap", 70), ("bench_train_step", 90)):
+    for stem in ("bench_head", "bench_stage_tap", "bench_train_step"):
         results = out / f"{stem}.json"
-        columns = ["--benchmark-columns=median,iqr,rounds", f"--benchmark-json={results}"]
-        command = [python, "-m", "pytest", f"bench/{stem}.py", *quiet, *columns, "--device", "cuda", "--budget", str(budget)]
-        # A fallback must not be taken for the kernels: where they cannot run the case fails.
-        made.append(Part(stem, command, budget + 60, {**paths, "INTERFLOW_BACKEND": "native"}, results))
+        options = [
+            "--benchmark-columns=median,iqr,rounds",
+            f"--benchmark-json={results}",
+            "--device",
+            "cuda",
+            *(["--case", case] if case else []),
+            *["--full"] * full,
+        ]
+        made.append(measuring(stem, ["-m", "pytest", f"bench/{stem}.py", *quiet, "-rs", *options], results))
+    made.append(measuring("profile", ["bench/profile_networks.py", "--device", "cuda", "--out", str(out), *["--compiled"] * full]))
     return [*made, Part("sanitizer", [python, "-m", "pytest", SANITIZER, *marked], 200, paths)]  # slow, so what remains of the time is its
 
 
-def run(part: Part, log: TextIO, at_most: float) -> Outcome:
-    """Runs a part, its output here and in the log; what it started ends with it."""
+def allowed(chosen: Sequence[Part], left: float) -> float | None:
+    """The budget of the first of these parts where so many seconds are left for all: each that has one gives up the same share."""
+    budget = chosen[0].budget
+    return None if budget is None else budget * min(1.0, max(left - GRACE, 0.0) / sum(part.budget or 0.0 for part in chosen))
+
+
+def run(part: Part, log: TextIO, at_most: float, budget: float | None = None) -> Outcome:
+    """Runs a part, its output here and in the log; what it started ends with it.
+
+    At its limit, or where the user interrupts, it is interrupted, so that pytest writes what was measured; what then goes on is killed.
+    """
     limit = min(part.seconds, at_most)
     start = time.perf_counter()
     if limit <= 0:
         return Outcome(part.name, "not begun, the time was spent", 0.0)
-    _say(log, f"\n=== {part.name}: {' '.join(part.command)}")
+    command = [*part.command, *([] if budget is None else ["--budget", f"{budget:.0f}"])]
+    _say(log, f"\n=== {part.name}: {' '.join(command)}")
     environment = {**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"}
     try:
         process = subprocess.Popen(
-            part.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
         )
     except OSError as error:
         return Outcome(part.name, f"failed ({error})", 0.0)
     assert process.stdout is not None
-    before = signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
+    causes: list[str] = []
+
+    def stop(number: int, _: Any) -> None:
+        causes.append("interrupted" if number == signal.SIGINT else f"stopped after {limit:.0f} s")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT if len(causes) == 1 else signal.SIGKILL)
+        signal.setitimer(signal.ITIMER_REAL, INTERRUPTED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGINT)}
     signal.setitimer(signal.ITIMER_REAL, limit)
     lines = []
     try:
@@ -103,10 +144,10 @@ def run(part: Part, log: TextIO, at_most: float) -> Outcome:
         code = process.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    took = time.perf_counter() - start
-    state = "ok" if code == 0 else f"stopped after {limit:.0f} s" if code == -signal.SIGKILL and took >= limit else f"failed (exit status {code})"
-    return Outcome(part.name, state, took, tuple(line for line in lines if line.startswith(("FAILED ", "ERROR "))))
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    state = causes[0] if causes else "ok" if code == 0 else f"failed (exit status {code})"
+    return Outcome(part.name, state, time.perf_counter() - start, tuple(line for line in lines if line.startswith(("FAILED ", "ERROR "))))
 
 
 def merged(found: Sequence[Path]) -> dict[str, Any] | None:
@@ -119,7 +160,7 @@ def merged(found: Sequence[Path]) -> dict[str, Any] | None:
     runs = [file["run"] for file in files]
     timed = sum(r["timed_s"] for r in runs)
     whole["run"] = {
-        "set": "gpu",
+        "set": "gpu-full" if runs[0]["set"] == "full" else "gpu",
         "timed_s": timed,
         "others_cores": round(sum(r["others_cores"] * r["timed_s"] for r in runs) / max(timed, 1), 2),
         "whole_s": sum(r["whole_s"] for r in runs),
@@ -150,26 +191,35 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=None, help="where results go; default: bench/results/ and the GPU's name")
     parser.add_argument("--only", default="", help="only these parts, by name, separated by commas")
+    parser.add_argument("--full", action="store_true", help="every case, hours; results in a folder of their own, whose name ends in -full")
+    parser.add_argument("--case", default="", help="only cases whose name contains this text")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, which ignores interrupts, would pass that on to its parts
     asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)  # not here: the context would stay on the GPU that is measured
     if asked.returncode != 0:
         print(f"make gpu needs torch and an NVIDIA GPU that it can use: {asked.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return 2
     name, major, minor = asked.stdout.strip().splitlines()[-3:]
-    out = (given.out or ROOT / "bench/results" / folder_name(name)).resolve()
+    out = (given.out or ROOT / "bench/results" / (folder_name(name) + "-full" * given.full)).resolve()
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with open(out / "log.txt", "w") as log:
-        return measure(parts(sys.executable, out, (int(major), int(minor))), given.only, out, log, start)
+        planned = parts(sys.executable, out, (int(major), int(minor)), given.full, given.case)
+        return measure(planned, given.only, out, log, start, FULL if given.full else TOTAL)
 
 
-def measure(planned: Sequence[Part], only: str, out: Path, log: TextIO, start: float) -> int:
+def measure(planned: Sequence[Part], only: str, out: Path, log: TextIO, start: float, total: float = TOTAL) -> int:
     """Runs the parts, merges and reports; 1 where one of them failed."""
     chosen = [part for part in planned if not only or part.name in only.split(",")]
     for part in chosen:
         if part.results is not None:
             part.results.unlink(missing_ok=True)
-    outcomes = [run(part, log, TOTAL - LAST - (time.perf_counter() - start)) for part in chosen]
+    outcomes = []
+    for i, part in enumerate(chosen):
+        left = total - LAST - (time.perf_counter() - start)
+        outcomes.append(run(part, log, left, allowed(chosen[i:], left)))
+        if outcomes[-1].state == "interrupted":
+            break
     found = [part.results for part in chosen if part.results is not None]
     whole = merged(found)
     if whole is not None:

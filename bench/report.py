@@ -9,7 +9,7 @@ from reporting.page import page
 from reporting.results import Results, headline, load, machine_line, verdict
 from reporting.tables import tables
 
-MADE_BY = {"quick": "bench", "full": "bench-full", "gpu": "gpu"}  # set -> target
+MADE_BY = {"quick": "bench", "full": "bench-full", "gpu": "gpu", "gpu-full": "gpu-full"}  # set -> target
 PICTURES = {"overview": "speed.png"}  # chart -> file for the README
 
 

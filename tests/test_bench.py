@@ -278,6 +278,26 @@ def test_a_losing_case_is_shown_as_one():
     assert ("1", "cases slower") in report.facts(run_)
 
 
+def test_networks_are_shown_with_and_without_a_peer():
+    kinds = {"Interflow fused": "ours", "plain": "base", "Interflow naive": "peer"}
+    run_ = copy.deepcopy(synthetic(0, cases=1))
+    for name, names in (("compiled", list(kinds)[:2]), ("eager", list(kinds))):
+        about = {"pass": "inference", "dtype": "bf16", "layout": "nchw", "batch": 8, "pixels": 224}
+        made = case.Case("network", name, "wall", {n: case.Provider(lambda i: None, kinds[n]) for n in names}, about, images=8, memory=True)
+        samples = {n: [t] * 9 for n, t in zip(names, (1e-3, 2e-3, 3e-3), strict=False)}
+        run_.rows.extend(run.summary(made, samples, n, CPU, {}, {"Interflow fused": 40, "plain": 44}) for n in names)
+    shown = {table.title: [[text for text, _ in row] for row in table.rows] for table in tables.tables(run_)}
+    networks = shown["Whole networks"]
+    assert [row[:2] + row[2:4] + row[5:] for row in networks[:2]] == [
+        ["compiled", "Interflow fused", "1", "8000", "40", "2.00x [2.00, 2.00]"],
+        ["compiled", "plain", "2", "4000", "44", "-"],
+    ]
+    assert len(networks) == 5 and "peak_bytes" in run_.rows[-1]
+    assert [row[-1] for row in shown["With Interflow against without"]] == ["-", "3.00x [3.00, 3.00]"]
+    assert "compiled, against plain" in readme.section(run_, "x")
+    assert page.page(run_, tables.tables(run_), charts.charts(run_), report.facts(run_)).count("compiled") >= 3
+
+
 def test_a_busy_machine_is_named():
     run_ = copy.deepcopy(synthetic(0, cases=2))
     assert "not final" not in readme.section(run_, "x")

@@ -2,16 +2,20 @@
 
 import inspect
 import io
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from test_bench import CPU, case, goals, made_case, report, results, roofline, room, run, synthetic
 
-gpu, peers = room("gpu"), room("harness.peers")
+gpu, networks, peers = room("gpu"), room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)
 MODULES = ("bench_head", "bench_stage_tap", "bench_train_step")
 
@@ -36,9 +40,29 @@ def test_every_case_of_the_design_is_planned():
         for name in (f"vgg16, {direction}, 224px bf16 channels_last B=32", f"vgg16_bn, {direction}, 224px bf16 channels_last B=32"):
             assert name in names["bench_train_step"]
         assert f"vgg16, {direction}, 224px bf16 channels_last B=32 compiled" in names["bench_train_step"]
+    for cell in ("B=1", "B=128"):
+        assert {f"vgg16, {direction}, 224px bf16 channels_last {cell}" for direction in ("inference", "training step")} <= set(names["bench_train_step"])
+    for cell in ("224px bf16 nchw B=32", "224px autocast channels_last B=32", "32px bf16 channels_last B=128", "32px bf16 channels_last B=2048"):
+        assert f"vgg16, training step, {cell}" in names["bench_train_step"]
     assert "head, host time of a call, tiny inputs" in names["bench_head"]
     everything = [name for module in MODULES for name in names[module]]
     assert len(set(everything)) == len(everything)
+
+
+def test_the_full_set_is_the_whole_grid_of_networks_and_holds_the_quick_one():
+    full = {plan.name: plan for plan in room("bench_train_step").plans(True, GPU)}
+    shapes = [(224, b) for b in (1, 8, 32, 128, 256)] + [(32, b) for b in (128, 512, 2048)]
+    for model, direction, (pixels, batch), dtype, layout, how in itertools.product(
+        ("vgg16", "vgg16_bn"), ("inference", "training step"), shapes, ("bf16", "autocast"), ("nchw", "channels_last"), ("", " compiled")
+    ):
+        providers = full[f"{model}, {direction}, {pixels}px {dtype} {layout} B={batch}{how}"].providers
+        assert {"Interflow fused", "plain"} <= set(providers)
+        quick = how and (model, pixels, batch, dtype, layout) == ("vgg16", 224, 32, "bf16", "channels_last")
+        assert "Interflow naive" in providers or quick
+    assert len(full) == 2 * 2 * 8 * 2 * 2 * 2 + 1  # and one in replayed graphs
+    for module in MODULES:
+        names = [plan.name for plan in room(module).plans(True, GPU)]
+        assert len(set(names)) == len(names) and {plan.name for plan in planned(module)} <= set(names)
 
 
 def test_limits_of_the_same_run_and_missing_engines_are_in_every_head_case():
@@ -67,8 +91,17 @@ def test_goals_of_the_gpu():
     assert goals.keeps_less("compiled", 1).judge(taken, "ours")["reached"] is False  # nothing was measured
     assert goals.no_more_kernels("plain").judge(taken, "ours")["reached"] is True
     assert goals.no_more_kernels("plain").judge(replace(taken, kernels={}), "ours")["reached"] is False
-    texts = [g.text for g in goals.gpu_network("vgg16", "training step", 224, False)]
-    assert texts == ["<= 0.85x the time of plain", "<= 1.005x the time of fused, no branches"]
+    bare = "fused, no branches"
+    assert [g.text for g in goals.gpu_network("vgg16", "training step", 224, 32, False, bare)] == [
+        "<= 0.85x the time of plain",
+        f"<= 1.005x the time of {bare}",
+    ]
+    texts = [g.text for g in goals.gpu_network("vgg16", "inference", 224, 32, True, bare)]
+    assert texts == ["<= 0.96x the time of plain", f"<= 1.005x the time of {bare} + 6 us"]
+    assert goals.costs_at_most("plain", 0.80, besides=1e-6).judge(taken, "ours")["value"] == pytest.approx(0.7)
+    assert len(goals.gpu_network("vgg16", "training step", 32, 128, False)) == 2
+    for none in (("vgg16", "training step", 224, 8), ("vgg16", "inference", 32, 2048), ("vgg16_bn", "inference", 224, 32)):
+        assert goals.gpu_network(*none, False) == []
 
 
 # --- each case, built and checked -----------------------------------------------------------------------------------------
@@ -85,8 +118,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(head, "at_pixels", lambda maps, pixels: maps)
     monkeypatch.setattr(tap, "STAGES", {"five boundaries": ((4, 9, 7), *TINY)})
     monkeypatch.setattr(run, "COPY_BYTES", 1 << 20)
-    original = train.interflow_vision.create_model
-    monkeypatch.setattr(train.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
+    original = networks.interflow_vision.create_model
+    monkeypatch.setattr(networks.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
     for module in (head, tap, train):
         monkeypatch.setattr(module, "cold_sets", lambda *_: 2, raising=False)
     return head, tap, train
@@ -95,7 +128,10 @@ def tiny(monkeypatch):
 def built(plan):
     """The plan's case on a CPU, its batch cut down, checked, each provider called."""
     bound = inspect.signature(plan.build.func).bind(*plan.build.args).arguments
-    made = plan.build.func(**bound | {key: min(bound[key], most) for key, most in (("batch", 3), ("classes", 7)) if key in bound})
+    small = (("batch", 3), ("classes", 7))
+    if "cell" in bound:
+        bound["cell"] = replace(bound["cell"], **{key: min(getattr(bound["cell"], key), most) for key, most in small})
+    made = plan.build.func(**bound | {key: min(bound[key], most) for key, most in small if key in bound})
     run.check(made)
     assert set(plan.providers) - set(made.providers) <= {"launch", "copy", "TensorRT", "fused, no branches"}
     return made
@@ -123,8 +159,11 @@ def test_every_network_case_is_right(tiny):
         if "224px" in plan.name and "compiled" in plan.name:
             continue  # the same networks without a compiler here
         made = built(plan)
-        assert set(made.providers) == set(tiny[2].NETWORKS)
+        assert tuple(made.providers) == plan.providers
         assert made.family == ("device" if "graph" in plan.name else "wall")
+        assert made.memory and made.images == min(3, int(plan.name.split("B=")[1].split()[0]))
+        dtypes = {p.dtype for p in made.providers["plain"].call.__self__.net.parameters()}
+        assert dtypes == {torch.float32 if "autocast" in plan.name else torch.bfloat16}
 
 
 def test_limits_of_a_device(monkeypatch):
@@ -143,6 +182,19 @@ def test_a_spent_budget_skips_with_its_reason():
     plan = case.Plan("late", ("ours",), lambda: pytest.fail("built"))
     with pytest.raises(pytest.skip.Exception, match="budget was spent"):
         session.record(None, plan, "ours")
+    session = run.Session(CPU, deadline=gpu.time.perf_counter() + 50)
+    with pytest.raises(pytest.skip.Exception, match="budget was spent"):  # what cannot end in time is not begun
+        session.record(None, replace(plan, setup=60.0), "ours")
+
+
+def test_a_case_that_does_not_fit_into_memory_is_skipped_with_its_reason():
+    def build():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.06 GiB.\nAnd much more.")
+
+    session, plan = run.Session(CPU), case.Plan("large", ("ours", "eager"), build)
+    for provider in plan.providers:
+        with pytest.raises(pytest.skip.Exception, match=r"does not fit into this GPU's memory: CUDA out of memory\. Tried to allocate 3\.06 GiB\.$"):
+            session.record(None, plan, provider)
 
 
 # --- the driver ---------------------------------------------------------------------------------------------------------
@@ -170,14 +222,73 @@ def test_a_part_that_hangs_is_stopped_with_its_children():
 def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
-    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "sanitizer"]
+    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "profile", "sanitizer"]
     assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
-    assert parts["bench_head"].environment["INTERFLOW_BACKEND"] == "native"
+    for name in gpu.BUDGETS:
+        assert parts[name].environment["INTERFLOW_BACKEND"] == "native"
+        assert (gpu.ROOT / next(word for word in parts[name].command if word.startswith("bench/"))).exists()
     assert "-m" in parts["tests"].command and "gpu" in parts["tests"].command
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     assert gpu.parts("python3", tmp_path, (9, 0))[0].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
     assert [gpu.architecture(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
     assert gpu.folder_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_budgets_leave_time_for_build_and_tests_and_shrink_together(tmp_path):
+    assert sum(gpu.BUDGETS.values()) + gpu.LAST <= gpu.TOTAL - 200
+    parts = gpu.parts("python3", tmp_path, (9, 0))
+    measuring = [part for part in parts if part.budget is not None]
+    assert {part.name: part.budget for part in measuring} == gpu.BUDGETS
+    assert all(part.seconds > part.budget for part in measuring)
+    assert gpu.allowed(parts, 550) is None  # the build plans with nothing
+    assert gpu.allowed(measuring, 550) == gpu.BUDGETS["bench_head"]
+    left, given = sum(gpu.BUDGETS.values()) / 2 + gpu.GRACE, {}
+    for i, part in enumerate(measuring):  # half the time: half of each, where each takes what it is given
+        given[part.name] = gpu.allowed(measuring[i:], left)
+        left -= given[part.name]
+    assert given == pytest.approx({name: budget / 2 for name, budget in gpu.BUDGETS.items()})
+    assert gpu.allowed(measuring, 5) == 0
+
+
+def test_the_full_set_has_no_budgets(tmp_path):
+    parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0), full=True, case="inference")}
+    for name in gpu.BUDGETS:
+        assert parts[name].budget is None and parts[name].seconds == gpu.FULL
+    for stem in MODULES:
+        assert parts[stem].command[-3:] == ["--case", "inference", "--full"]
+    assert "--compiled" in parts["profile"].command
+
+
+def test_a_part_is_told_its_budget(tmp_path):
+    log = io.StringIO()
+    shown = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    parts = [gpu.Part("first", shown, 20), gpu.Part("second", shown, 20, budget=40.0)]
+    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter(), total=gpu.LAST + gpu.GRACE + 20.9) == 0
+    assert "[]" in log.getvalue() and "['--budget', '2" in log.getvalue()  # 20.9 s less what the first took
+
+
+def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
+    """pytest, interrupted in its second test, still writes the first one's numbers."""
+    (tmp_path / "test_two.py").write_text("import time\ndef test_one(benchmark): benchmark(abs, 1)\ndef test_two(): print('on'); time.sleep(60)\n")
+    options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-max-time=0.1"]
+    outcome = gpu.run(gpu.Part("part", [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), *options], 8), io.StringIO(), 99)
+    assert outcome.state == "stopped after 8 s" and outcome.seconds < 30
+    assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
+
+
+def test_a_part_that_ignores_the_interrupt_is_killed(monkeypatch):
+    monkeypatch.setattr(gpu, "INTERRUPTED", 1.0)
+    outcome, _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=2.0)
+    assert outcome.state == "stopped after 2 s" and outcome.seconds < 20
+
+
+def test_an_interrupt_ends_the_part_and_all_that_follow(tmp_path):
+    log = io.StringIO()
+    parts = [gpu.Part(name, [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 90) for name in ("first", "second")]
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter()) == 1
+    assert "=== second" not in log.getvalue() and "interrupted" in log.getvalue() and "failed: first" in log.getvalue()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def file_of(run_, **run_info):
@@ -201,6 +312,8 @@ def test_results_of_the_parts_become_one_report_and_a_failed_part_is_named(tmp_p
     loaded = results.load(out)
     assert len(loaded.rows) == 12 and loaded.run == {"set": "gpu", "timed_s": 8, "others_cores": 0.0, "whole_s": 20}
     assert "made-up GPU" in (out / "report.md").read_text() and "Made by `make gpu`" in report.markdown(loaded)
+    (out / "full.json").write_text(file_of(synthetic(0, cases=1), set="full"))
+    assert gpu.merged([out / "full.json"])["run"]["set"] == "gpu-full" and "gpu-full" in report.MADE_BY
     assert "failed: broken" in log.getvalue()
     assert ">= 2x the best peer" in log.getvalue() and "reached" in log.getvalue()
 

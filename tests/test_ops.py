@@ -101,6 +101,22 @@ def test_compile_fullgraph(backend, attention, layout):
         assert_close("compiled", got, want)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("mode", ["inference_mode", "no_grad", "frozen"])
+def test_compile_where_no_graph_is_built(mode, backend):
+    """With grad mode on, nothing requires a gradient ("frozen")."""
+    torch._dynamo.reset()
+    case = HeadCase(batch=2, maps=SMALL, classes=5)
+    head, maps = FusedInterflowHead.from_eager(case.head()).requires_grad_(False), [x.detach() for x in head_inputs(case)]
+    for f in (head, head.fold(), lambda xs: head.forward_branches(xs)[1]):
+        compiled = torch.compile(f, fullgraph=True, backend=backend)
+        for given in (maps, [x.mean((2, 3)) for x in maps]):
+            with {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "frozen": torch.enable_grad}[mode]():
+                assert torch.equal(compiled(given), f(given))
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert compiled(given).dtype == torch.bfloat16 and torch.equal(compiled(given), f(given))
+
+
 def test_compile_follows_the_batch_size():
     torch._dynamo.reset()
     graphs = []

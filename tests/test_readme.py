@@ -24,7 +24,7 @@ def test_there_is_code():
     assert len(PYTHON) >= 2
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md", "docs/benchmarks.md", "docs/profile-cpu-2core.md"])
 def test_paths_exist(document):
     named = re.findall(r"`((?:csrc|interflow_kernels|python|bench|tests|docs)/[\w./-]*)`", (ROOT / document).read_text())
     assert named

@@ -1,6 +1,6 @@
 """What one row of the report measures: a case, its providers, and the plan of it that is known before anything is built."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,9 +62,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """A case before it is built: `build` allocates and compiles, `providers` are the names that it will have or miss."""
+    """A case before it is built: `build` allocates and compiles, `providers` are the names that it will have or miss.
+
+    seconds: of timing. setup: what building, compiling and checking are thought to take: no case is begun that the budget has no time for.
+    """
 
     name: str
     providers: tuple[str, ...]
     build: Callable[[], Case]
     seconds: float = 3.0
+    setup: float = 0.0
+
+
+def distinct(plans: Iterable[Plan]) -> Iterator[Plan]:
+    """The first plan of each name."""
+    found: dict[str, Plan] = {}
+    for plan in plans:
+        found.setdefault(plan.name, plan)
+    yield from found.values()

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from .case import Case, Plan, Provider
-from .clock import REPLAY, call_turn, graph_turn, host_seconds, kernel_count, rotation
+from .clock import REPLAY, call_turn, graph_turn, host_seconds, rotation
 from .gate import refuse_wrong, tensors
 from .goals import Measured
 from .machine import others_seconds, wait_for_quiet
 from .memory import peak_bytes
+from .profiler import kernel_count
 from .stats import quantile
 
 ROUNDS = (9, 150)  # at least, at most
@@ -33,7 +34,7 @@ class Session:
     timed: float = 0.0  # seconds
     others: float = 0.0  # CPU seconds that other processes took meanwhile
     patience: float = 60.0  # seconds left to wait for a quiet machine, all cases together
-    deadline: float | None = None  # of time.perf_counter(): no case is begun after it
+    deadline: float | None = None  # of time.perf_counter(): no case is begun that it would cut off
     _plan: Plan | None = None
     _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _samples: dict[str, list[float]] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Session:
         """Gives pytest-benchmark what `provider` took in the measured case; skips with the reason where it cannot run."""
         if plan is not self._plan:
             self._plan, self._infos, self._samples, self._missing = plan, {}, {}, {}
-            if self.deadline is not None and time.perf_counter() > self.deadline:
+            if self.deadline is not None and time.perf_counter() + plan.setup + plan.seconds * self.scale > self.deadline:
                 self._missing = dict.fromkeys(plan.providers, "the time budget was spent before this case")
             else:
                 self._begin(plan)
@@ -60,12 +61,15 @@ class Session:
         if self.device.type == "cuda":  # what the last case held goes back before the next one's peak is taken
             gc.collect()
             torch.cuda.empty_cache()
-        case = plan.build()
-        check(case)
-        self._samples = self.measure(case, plan.seconds * self.scale)
-        counts = counted(case, self.device)
-        self._infos = {name: summary(case, self._samples, name, self.device, *counts) for name in case.providers}
-        self._missing = case.missing
+        try:
+            case = plan.build()
+            check(case)
+            self._samples = self.measure(case, plan.seconds * self.scale)
+            counts = counted(case, self.device)
+            self._infos = {name: summary(case, self._samples, name, self.device, *counts) for name in case.providers}
+            self._missing = case.missing
+        except torch.OutOfMemoryError as error:
+            self._missing = dict.fromkeys(plan.providers, f"the case does not fit into this GPU's memory: {str(error).splitlines()[0]}")
 
     def measure(self, case: Case, seconds: float) -> dict[str, list[float]]:
         """Seconds a call, one sample for each provider and round; providers take turns, the first of a round changes."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,30 @@ def verdict(ratio: list[float]) -> str:
 
 def machine_line(results: Results) -> str:
     """Machine, software, date and commit in one sentence."""
-    m = results.machine
+    run = results.run
+    return (
+        f"{hardware(results.machine)}; {software(results.machine, 'torch', 'onnxruntime', 'openvino')}; {results.date}, commit {results.commit}; "
+        f"{run['set']} set, timed for {run['timed_s']} s of {run['whole_s']} s.{busy(results)}"
+    )
+
+
+def hardware(m: Mapping[str, Any]) -> str:
+    """What machine.describe found, in words."""
     where = f"{m['gpu']}, {m['cpu']}" if "gpu" in m else m["cpu"]
     clock = f" at {m['cpu_mhz']} MHz" if m.get("cpu_mhz") else ""
-    software = ", ".join(f"{name} {version}" for name, version in m["versions"].items() if name in ("torch", "onnxruntime", "openvino"))
-    return (
-        f"{where}{clock}, {m['cores']} cores, {m['threads']} threads, {m['last_level_cache_mib']} MiB last-level cache; {software}; "
-        f"{results.date}, commit {results.commit}; {results.run['set']} set, timed for {results.run['timed_s']} s of {results.run['whole_s']} s.{busy(results)}"
-    )
+    return f"{where}{clock}, {m['cores']} cores, {m['threads']} threads, {m['last_level_cache_mib']} MiB last-level cache"
+
+
+def software(m: Mapping[str, Any], *names: str) -> str:
+    """The versions of those of `names` that are there."""
+    return ", ".join(f"{name} {m['versions'][name]}" for name in names if name in m["versions"])
 
 
 def busy(results: Results) -> str:
     """A warning where other processes took more than a tenth of a core while this was timed, else nothing."""
-    others = results.run["others_cores"]
-    return f" Other processes used {others:g} of {results.machine['cores']} cores meanwhile: not a quiet machine, not final." if others > 0.1 else ""
+    return not_quiet(results.run["others_cores"], results.machine)
+
+
+def not_quiet(others: float, m: Mapping[str, Any]) -> str:
+    """The warning for so many cores that others took."""
+    return f" Other processes used {others:g} of {m['cores']} cores meanwhile: not a quiet machine, not final." if others > 0.1 else ""

@@ -8,6 +8,7 @@ from harness.stats import exponent
 from .results import Results, Row, headline, verdict
 
 Cell = tuple[str, float | str]  # what is shown, what it sorts by
+NOTHING: Cell = ("-", -1.0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All of them, those that a reader looks for first in front; empty ones left out."""
-    made = (targets(results), speed(results), without(results), memory(results), growth(results), absent(results), everything(results))
+    made = (targets(results), speed(results), without(results), networks(results), memory(results), growth(results), absent(results), everything(results))
     return [table for table in made if table.rows]
 
 
@@ -80,11 +81,24 @@ def without(results: Results) -> Table:
         base = results.base(row)
         if base is not None:
             ratio, other = row["speed_up"][base], results.case(row["case"])[base]
-            naive = row["speed_up"][row["best_peer"]]
-            rows.append([_text(row["case"]), _times(row), _times(other), (_ratio(ratio), ratio[0]), _text(verdict(ratio)), (_ratio(naive), naive[0])])
+            naive = row["speed_up"].get(row["best_peer"])
+            last = (_ratio(naive), naive[0]) if naive else NOTHING
+            rows.append([_text(row["case"]), _times(row), _times(other), (_ratio(ratio), ratio[0]), _text(verdict(ratio)), last])
     header = ("case", "ours with Interflow, ms", "without Interflow, ms", "without / ours", "verdict", "Interflow in plain PyTorch / ours")
     note = "Above 1, the network or the stage is faster with fused Interflow than the plain one without it."
     return Table("With Interflow against without", note, header, rows)
+
+
+def networks(results: Results) -> Table:
+    rows = []
+    for row in results.rows:
+        if row["operator"] == "network":
+            plain = row["speed_up"].get("plain")
+            ratio = (_ratio(plain), plain[0]) if plain else NOTHING
+            counted = (_number(row, "images_per_s"), _mib(row, "peak_bytes"), _number(row, "kernels"))
+            rows.append([_text(row["case"]), _text(row["provider"]), (f"{row['p50_us'] / 1e3:.4g}", row["p50_us"]), *counted, ratio])
+    note = "Of a call: a training step with its optimizer, or an inference. Launches: kernels, copies and fills on a GPU. Peak: above what was there before."
+    return Table("Whole networks", note, ("case", "network", "ms", "images/s", "peak, MiB", "launches", "plain / this"), rows)
 
 
 def memory(results: Results) -> Table:
@@ -163,17 +177,17 @@ def _times(row: Row) -> Cell:
 
 def _share(row: Row, limit: str) -> Cell:
     share = row["share"].get(limit)
-    return (f"{share[0]:.2f}", share[0]) if share else ("-", -1.0)
+    return (f"{share[0]:.2f}", share[0]) if share else NOTHING
 
 
 def _number(row: Row, key: str) -> Cell:
     value = row.get(key)
-    return (f"{value:g}", value) if value is not None else ("-", -1.0)
+    return (f"{value:g}", value) if value is not None else NOTHING
 
 
 def _mib(row: Row, key: str) -> Cell:
     value = row.get(key)
-    return (f"{value / 2**20:.1f}", value) if value is not None else ("-", -1.0)
+    return (f"{value / 2**20:.1f}", value) if value is not None else NOTHING
 
 
 __all__ = ["Table", "fitted", "headline", "sweeps", "tables"]

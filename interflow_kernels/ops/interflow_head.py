@@ -197,10 +197,10 @@ def interflow_head(
 ) -> tuple[Tensor, Tensor | None]:
     """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
     dtype = reference.autocast_dtype(weight)
-    tracing = transforms_are_active()
-    if not tracing and torch.is_inference_mode_enabled():  # the shortest road, for serving
+    if not transforms_are_active() and torch.is_inference_mode_enabled():  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-    elif not tracing and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
+    elif not torch._C._are_functorch_transforms_active() and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
+        # under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features
         arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
         y, branches, _ = below_autograd(raw_interflow_head, *arguments)
     else:

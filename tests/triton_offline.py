@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
-from interflow_kernels.triton._launch import options
+from interflow_kernels.triton._launch import options, splits
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
@@ -46,6 +46,8 @@ def compiled(launch, target):
     """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them."""
     parameters = launch.kernel.params
     values = [*launch.arguments, *launch.constants]
+    if "SPLIT" in launch.kernel.arg_names:
+        values[launch.kernel.arg_names.index("SPLIT")] = splits(target.backend, target.arch if target.backend == "cuda" else 0)
     assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
     signature, constants, attributes = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(parameters, values, strict=True)):

@@ -5,6 +5,7 @@ launches it (as Triton's own softmax tutorial does). Pointers are the only argum
 16-byte alignment; integers are declared `do_not_specialize`.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -48,6 +49,24 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
     if t.is_cuda:
         return nullcontext() if t.device.index == torch.cuda.current_device() else torch.cuda.device(t.device)
     return torch.xpu.device(t.device) if t.device.type == "xpu" else nullcontext()
+
+
+def splits(maker: str, capability: int) -> bool:
+    """Whether the head's products are made of parts on bf16 matrix units; else they multiply fp32 as it is, with fewer instructions.
+
+    Not on AMD ("hip"): CDNA has matrix units for fp32, and on RDNA the splitting alone costs more than multiply-adds. NVIDIA has
+    bf16 units from capability 80 on.
+    """
+    return maker != "hip" and capability >= 80
+
+
+@functools.cache
+def splits_on(device: torch.device) -> bool:
+    """`splits` for a device: other makers' GPUs split, and so does the interpreter."""
+    if device.type != "cuda":
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    return splits("hip" if torch.version.hip else "cuda", 10 * major + minor)
 
 
 def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:

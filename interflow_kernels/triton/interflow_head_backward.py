@@ -15,7 +15,7 @@ from torch import Tensor
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
 from ._checks import fail
-from ._launch import launch, on_device
+from ._launch import launch, on_device, splits_on
 from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name
 
 
@@ -93,7 +93,7 @@ def interflow_head_backward(
     from_scores = attends and dbranches is not None and not gated
     from_products = attends and not gated and not from_scores
     scaled = dy is not None and dbranches is None and not gated
-    n2 = tiles.power_of_two(n)
+    n2, split = tiles.power_of_two(n), splits_on(weight.device)
     scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight), mode == MODES["gated"])
     image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
     tile, run = tiles.head_gradients(classes, width, dtype_name(weight))
@@ -114,7 +114,7 @@ def interflow_head_backward(
             elif from_scores:
                 sums = fp32((image_tiles * (n + 1), classes))
             given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
-            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile)
+            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile, split)
             launch(kernels.head_scores, scores_tiles, given, constants, *scores_run)
 
         by_images = dweight is not None or dbias is not None or from_products
@@ -124,7 +124,7 @@ def interflow_head_backward(
             over_classes = first[-1] * -(-batch // tile[0]) if dpooled is not None else 0
             needed = tuple(int(i in feature_stages) for i in range(n))
             given = (dy, dbranches, dscores, pooled, weight, bias, attention_weight, dpooled, dweight, dbias, rows, batch)
-            fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
+            fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile, split)
             launch(kernels.head_gradients, over_images + over_classes, given, fixed, *run)
             sums = rows if from_products else sums
 

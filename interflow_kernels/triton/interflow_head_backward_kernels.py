@@ -40,6 +40,7 @@ def head_scores(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether products are made of parts, on bf16 matrix units
 ):
     D: tl.constexpr = COLUMNS[N]
     TILES: tl.constexpr = (K + CLASSES - 1) // CLASSES
@@ -52,7 +53,7 @@ def head_scores(
     g = to_fp32(tl.load(dy + rows * DY[0] + k.to(tl.int64)[None, :] * DY[1], mask=inside, other=0.0))
     zs = ()
     for i in tl.static_range(N):
-        z = branch_scores(pooled, weight, bias, b, k, batch, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, K, STEP)
+        z = branch_scores(pooled, weight, bias, b, k, batch, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, K, STEP, SPLIT)
         if MODE == GATED:
             zs = zs + (z,)
         else:
@@ -155,6 +156,7 @@ def head_gradients(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     WIDE: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     D: tl.constexpr = COLUMNS[N]
     TILES: tl.constexpr = FIRST[N]
@@ -193,7 +195,7 @@ def head_gradients(
             b = start + tl.arange(0, IMAGES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, SCALED)
             p = tl.load(pooled + b.to(tl.int64)[:, None] * D + d[None, :], mask=(b < batch)[:, None] & in_d, other=0.0)
-            total += product(tl.trans(g), p)
+            total += product(tl.trans(g), p, SPLIT)
             upstream, lost = add_exactly(upstream, lost, tl.sum(g, axis=0))
         a = tl.full([CLASSES], 1.0, tl.float32)
         if SCALED:
@@ -217,7 +219,8 @@ def head_gradients(
         for start in range(0, needed * K, CLASSES):
             k = start + tl.arange(0, CLASSES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, False)
-            dp += product(g, tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0))
+            w = tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0)
+            dp += product(g, w, SPLIT)
         tl.store(dpooled + b.to(tl.int64)[:, None] * D + d[None, :], dp, mask=(b < batch)[:, None] & in_d)
 
 

@@ -168,13 +168,25 @@ def with_bias(z, bias, k, STAGE: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def branch_scores(
-    pooled, weight, bias, b, k, batch, STAGE: tl.constexpr, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr
+    pooled,
+    weight,
+    bias,
+    b,
+    k,
+    batch,
+    STAGE: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    STEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """z_i of a tile of images and classes, from pooled."""
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
     for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
-        z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
+        z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
     return with_bias(z, bias, k, STAGE, K)
 
 
@@ -249,6 +261,7 @@ def _finished_scores(
     PARTIAL_D: tl.constexpr,
     K: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """p_i W_i^T of a tile of images and classes. Completes pooled: from the feature x itself, or from sums of parts."""
     rows = b.to(tl.int64)[:, None]
@@ -268,7 +281,7 @@ def _finished_scores(
             p = pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D)
         if (DIRECT or PARTS > 1) and tile == 0:
             tl.store(pooled + rows * D + COLUMN + d[None, :], p, mask=inside)
-        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
+        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
     return z
 
 
@@ -301,6 +314,7 @@ def head_tail(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether products are made of parts, on bf16 matrix units
 ):
     D: tl.constexpr = COLUMNS[N]
     xs = (x0, x1, x2, x3, None, None, None, None, None, None, None, None, None, None, None, None)
@@ -334,6 +348,7 @@ def head_tail(
             PARTIAL_D,
             K,
             STEP,
+            SPLIT,
         )
         z = with_bias(z, bias, k, i, K)
         if branches is not None:

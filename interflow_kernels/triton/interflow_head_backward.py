@@ -105,15 +105,13 @@ def interflow_head_backward(
     with on_device(weight):
         dscores = sums = None
         if gated or from_scores:
-            scores = darguments = None
+            darguments = shares = None
             if gated:
-                dscores = fp32((batch, n, classes))
-            if gated and attends:
-                scores, darguments = fp32((batch, n, classes)), fp32((batch, n, classes))
-                sums = fp32((scores_tiles, n * n + n))
+                dscores, darguments, shares = (fp32((batch, n, classes)) for _ in range(3))
+                sums = fp32((scores_tiles, n * n + n)) if attends else None
             elif from_scores:
                 sums = fp32((image_tiles * (n + 1), classes))
-            given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, scores, darguments, dscores, sums, batch)
+            given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, dscores, darguments, shares, sums, batch)
             constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile, split)
             launch(kernels.head_scores, scores_tiles, given, constants, *scores_run)
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .._tap_format import is_channels_last, mask_bytes, new_map
-from . import stage_tap_kernels as kernels
+from . import stage_tap_pixels_kernels as pixels
+from . import stage_tap_planes_kernels as planes
 from . import tiles
 from ._checks import check_dtype, fail
 from ._launch import counters, launch, on_device
+from .stage_tap_kernels import sum_rows
 
 
 def _is_wide(shape: tuple[int, int, int, int], *strides: tuple[int, ...]) -> bool:
@@ -58,11 +60,11 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) 
             blocks = -(-channels // cols)
             meeting = (None, None) if parts == 1 else (u.new_empty((batch, parts, channels), dtype=torch.float32), counters(u, batch * blocks))
             constants = (channels, height, width, *strides, max_pool, parts, part, rows, cols, wide)
-            launch(kernels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, *run)
+            launch(pixels.tap_pixels, batch * parts * blocks, (u, shift, *outputs, *meeting), constants, *run)
         else:
             (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.element_size(), max_pool)
-            planes = (channels, height, width, *strides, max_pool, rows, cols, wide)
-            launch(kernels.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), planes, *run)
+            sizes = (channels, height, width, *strides, max_pool, rows, cols, wide)
+            launch(planes.tap_planes, batch * -(-channels // rows), (u, shift, *outputs), sizes, *run)
     return m, p, mask
 
 
@@ -100,12 +102,12 @@ def stage_tap_backward(
     if batch == 0 or channels == 0:
         return du, dshift.zero_()
     if channels_last:
-        kernel = kernels.tap_pixels_backward
+        kernel = pixels.tap_pixels_backward
         tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, like.element_size(), max_pool)
         parts = tile[0]
         programs = batch * parts * -(-channels // tile[3])
     else:
-        kernel, parts = kernels.tap_planes_backward, 1
+        kernel, parts = planes.tap_planes_backward, 1
         tile, run = tiles.tap_planes("tap_planes_backward", channels, height, width, like.element_size(), max_pool)
         programs = batch * -(-channels // tile[0])
     sums = mask.new_empty((batch * parts, channels), dtype=torch.float32) if need_shift else None
@@ -117,5 +119,5 @@ def stage_tap_backward(
         launch(kernel, programs, (dm, dp, mask, du, sums), constants, *run)
         if sums is not None:
             cols = min(32, tiles.power_of_two(channels))
-            launch(kernels.sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)
+            launch(sum_rows, -(-channels // cols), (sums, dshift, batch * parts), (channels, 32, cols), tiles.WARPS)
     return du, dshift

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,11 +27,11 @@ def tap_launches(dtype, layout, max_pool=True, side=112):
     return launches
 
 
-def head_launches(dtype, layout, attention, source="maps"):
+def head_launches(dtype, layout, attention, source="maps", target="sm_90"):
     n = len(WIDTHS)
     weight, bias, matrix, offset = (torch.empty(shape, dtype=dtype) for shape in ((K, sum(WIDTHS)), (n, K), (n, n), (n,)))
     features = vgg16_maps(2, dtype, layout) if source == "maps" else [torch.empty(2, w) for w in WIDTHS]
-    with recorded() as launches:
+    with recorded(target) as launches:
         y, _, pooled = interflow_head.interflow_head(features, weight, bias, matrix, offset, attention, [1, 1], False, None)
         parameters = (weight, bias, matrix, offset, attention, WIDTHS)
         interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, [0, 1, 2, 3], True, True, True)
@@ -88,7 +89,7 @@ def test_tap_of_other_dtypes_and_forms(layout, dtype):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_head_of_bf16_maps(target):
-    launches = head_launches(torch.bfloat16, "channels_last", "nxn")
+    launches = head_launches(torch.bfloat16, "channels_last", "nxn", target=target)
     assert list(launches) == ["head_pool", "head_tail", "head_gradients", "head_attention"]
     assert check(launches["head_pool"], target).loads >= 8
     assert (check(launches["head_tail"], target).matrix > 0) == (target in MATRIX_UNITS)
@@ -101,10 +102,10 @@ def test_head_of_bf16_maps(target):
 @pytest.mark.parametrize("attention", ["classwise", "gated"])
 def test_head_of_pooled_fp32_features(attention, target):
     if attention == "classwise":
-        launches = head_launches(torch.float32, "contiguous", "nxn", "pooled")
+        launches = head_launches(torch.float32, "contiguous", "nxn", "pooled", target)
         assert list(launches) == ["head_tail", "head_gradients", "head_attention"]
     else:
-        launches = head_launches(torch.float32, "contiguous", "gated", "pooled")
+        launches = head_launches(torch.float32, "contiguous", "gated", "pooled", target)
         assert list(launches) == ["head_tail", "head_scores", "head_gradients", "head_gate"]
     for launch in launches.values():
         check(launch, target)
@@ -129,28 +130,29 @@ def test_products_keep_fp32s_error_and_sums_are_not_fused():
 @pytest.mark.parametrize(("target", "instruction"), [("gfx942", r"v_mfma_f32_\d+x\d+x\d+_f32"), ("gfx1100", "v_dual_fmac_f32")])
 def test_amds_products_multiply_fp32_as_it_is(target, instruction):
     for dtype in (torch.float32, torch.bfloat16):
-        launches = head_launches(dtype, "contiguous", "gated", "pooled")
+        launches = head_launches(dtype, "contiguous", "gated", "pooled", target)
         for name in ("head_tail", "head_scores", "head_gradients"):
             code = compiled(launches[name], TARGETS[target]).asm["amdgcn"]
             assert re.search(instruction, code) and not re.search(r"v_mfma_\S*bf16|v_wmma", code), name
 
 
 @pytest.mark.parametrize(
-    ("device", "hip", "capability", "expected"),
+    ("device", "hip", "capability", "width", "expected"),
     [
-        ("cuda:0", None, (8, 0), True),
-        ("cuda:0", None, (12, 0), True),
-        ("cuda:0", None, (7, 5), False),
-        ("cuda:0", "6.4", (11, 0), False),
-        ("cuda:0", "6.4", (9, 4), False),
-        ("xpu:0", None, None, True),
-        ("cpu", None, None, True),
+        ("cuda:0", None, (8, 0), 32, "parts"),
+        ("cuda:0", None, (12, 0), 32, "parts"),
+        ("cuda:0", None, (7, 5), 32, "multiply-adds"),
+        ("cuda:0", "6.4", (11, 0), 32, "multiply-adds"),
+        ("cuda:0", "6.4", (9, 4), 64, "fp32 units"),
+        ("xpu:0", None, None, None, "parts"),
+        ("cpu", None, None, None, "parts"),
     ],
 )
-def test_products_are_split_where_bf16_matrix_units_gain(device, hip, capability, expected, monkeypatch):
+def test_products_take_the_way_of_their_gpu(device, hip, capability, width, expected, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert _launch.splits_on.__wrapped__(torch.device(device)) is expected
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(warp_size=width))
+    assert _launch.products_on.__wrapped__(torch.device(device)) == expected
 
 
 def test_a_spill_is_seen():

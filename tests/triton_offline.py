@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from interflow_kernels.triton import interflow_head, interflow_head_backward, stage_tap
-from interflow_kernels.triton._launch import options, splits
+from interflow_kernels.triton._launch import options, products
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
@@ -24,30 +25,28 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 @contextmanager
-def recorded():
-    """Inside it, the host functions launch nothing; each launch is noted instead."""
+def recorded(target="sm_90"):
+    """Inside it, the host functions launch nothing; each launch is noted instead, as on the target."""
     launches = []
 
     def note(kernel, programs, arguments, constants, warps, stages=1):
         launches.append(SimpleNamespace(kernel=kernel, programs=programs, arguments=arguments, constants=constants, warps=warps, stages=stages))
 
     modules = (interflow_head, interflow_head_backward, stage_tap)
-    before = [module.launch for module in modules]
-    for module in modules:
-        module.launch = note
-    try:
+    gpu = TARGETS[target]
+    way = products(gpu.backend, gpu.arch if gpu.backend == "cuda" else 0, gpu.warp_size)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "launch", note)
+        for module in modules[:2]:
+            patch.setattr(module, "products_on", lambda device: way)
         yield launches
-    finally:
-        for module, launch in zip(modules, before, strict=True):
-            module.launch = launch
 
 
 def compiled(launch, target):
     """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them."""
     parameters = launch.kernel.params
     values = [*launch.arguments, *launch.constants]
-    if "SPLIT" in launch.kernel.arg_names:
-        values[launch.kernel.arg_names.index("SPLIT")] = splits(target.backend, target.arch if target.backend == "cuda" else 0)
     assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
     signature, constants, attributes = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(parameters, values, strict=True)):

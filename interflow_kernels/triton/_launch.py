@@ -51,22 +51,26 @@ def on_device(t: Tensor) -> AbstractContextManager[Any]:
     return torch.xpu.device(t.device) if t.device.type == "xpu" else nullcontext()
 
 
-def splits(maker: str, capability: int) -> bool:
-    """Whether the head's products are made of parts on bf16 matrix units; else they multiply fp32 as it is, with fewer instructions.
+PARTS, FP32_UNITS, MULTIPLY_ADDS = "parts", "fp32 units", "multiply-adds"
 
-    Not on AMD ("hip"): CDNA has matrix units for fp32, and on RDNA the splitting alone costs more than multiply-adds. NVIDIA has
-    bf16 units from capability 80 on.
+
+def products(maker: str, capability: int, width: int) -> str:
+    """How the head's products run: in parts on bf16 matrix units, or fp32 as it is, on matrix units for fp32 or by multiply-adds.
+
+    CDNA ("hip", warps of 64) has units for fp32; on RDNA the splitting alone costs more than multiply-adds. NVIDIA has bf16 units from capability 80 on.
     """
-    return maker != "hip" and capability >= 80
+    if maker == "hip":
+        return FP32_UNITS if width == 64 else MULTIPLY_ADDS
+    return PARTS if capability >= 80 else MULTIPLY_ADDS
 
 
 @functools.cache
-def splits_on(device: torch.device) -> bool:
-    """`splits` for a device: other makers' GPUs split, and so does the interpreter."""
+def products_on(device: torch.device) -> str:
+    """`products` of a device; other makers' GPUs, and the interpreter, take parts."""
     if device.type != "cuda":
-        return True
+        return PARTS
     major, minor = torch.cuda.get_device_capability(device)
-    return splits("hip" if torch.version.hip else "cuda", 10 * major + minor)
+    return products("hip" if torch.version.hip else "cuda", 10 * major + minor, torch.cuda.get_device_properties(device).warp_size)
 
 
 def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import interflow_head_kernels as kernels
 from . import tiles
 from ._checks import check_dtype, fail
-from ._launch import launch, on_device, splits_on
+from ._launch import PARTS, launch, on_device, products_on
 
 MAX_STAGES = 16
 MODES = {"hard": 0, "1xn": 0, "nxn": 1, "classwise": 2, "gated": 3, "folded": 4}
@@ -143,7 +143,7 @@ def interflow_head(
         sources = (*features, *(None,) * (4 - n)) if direct else (None,) * 4
         strides = tuple(s for x in features for s in x.stride()) if direct else ()
         tables = (columns, parts, pixels, partial_columns, partial_d)
-        constants = (n, direct, strides, *tables, classes, MODES[attention], tiles.power_of_two(n), *tile, splits_on(weight.device))
+        constants = (n, direct, strides, *tables, classes, MODES[attention], tiles.power_of_two(n), *tile, products_on(weight.device) == PARTS)
         programs = -(-batch // tile[0]) * -(-classes // tile[1])
         launch(
             kernels.head_tail,

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import interflow_head_backward_kernels as kernels
 from . import tiles
 from ._checks import fail
-from ._launch import launch, on_device, splits_on
+from ._launch import MULTIPLY_ADDS, PARTS, launch, on_device, products_on
 from .interflow_head import MAX_STAGES, MODES, check_parameters, dense, dtype_name
 
 
@@ -93,10 +93,10 @@ def interflow_head_backward(
     from_scores = attends and dbranches is not None and not gated
     from_products = attends and not gated and not from_scores
     scaled = dy is not None and dbranches is None and not gated
-    n2, split = tiles.power_of_two(n), splits_on(weight.device)
+    n2, way = tiles.power_of_two(n), products_on(weight.device)
     scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight), mode == MODES["gated"])
     image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
-    tile, run = tiles.head_gradients(classes, width, dtype_name(weight))
+    tile, run = tiles.head_gradients(classes, width, dtype_name(weight), way == MULTIPLY_ADDS)
     columns, first, aligned = _columns(tuple(widths), tile[2])
     dy_strides = (0, 0) if dy is None else dy.stride()
     dz_strides = (0, 0, 0) if dbranches is None else dbranches.stride()
@@ -112,7 +112,7 @@ def interflow_head_backward(
             elif from_scores:
                 sums = fp32((image_tiles * (n + 1), classes))
             given: tuple[Any, ...] = (dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, dscores, darguments, shares, sums, batch)
-            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile, split)
+            constants = (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile, way == PARTS)
             launch(kernels.head_scores, scores_tiles, given, constants, *scores_run)
 
         by_images = dweight is not None or dbias is not None or from_products
@@ -122,7 +122,7 @@ def interflow_head_backward(
             over_classes = first[-1] * -(-batch // tile[0]) if dpooled is not None else 0
             needed = tuple(int(i in feature_stages) for i in range(n))
             given = (dy, dbranches, dscores, pooled, weight, bias, attention_weight, dpooled, dweight, dbias, rows, batch)
-            fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile, split)
+            fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile, way == PARTS)
             launch(kernels.head_gradients, over_images + over_classes, given, fixed, *run)
             sums = rows if from_products else sums
 

@@ -14,7 +14,7 @@ from interflow_kernels.reference import pooled_stage
 from interflow_kernels.testing import ATTENTIONS, LAYOUTS, HeadCase, assert_close, gradients, head_inputs, in_layout, magnitudes
 from interflow_kernels.triton import interflow_head as forward_host
 from interflow_kernels.triton import interflow_head_backward as backward_host
-from interflow_kernels.triton._launch import noted
+from interflow_kernels.triton._launch import MULTIPLY_ADDS, noted
 
 raw_head = torch.ops.interflow_kernels.interflow_head
 raw_backward = torch.ops.interflow_kernels.interflow_head_backward
@@ -26,9 +26,9 @@ warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtim
 
 @pytest.fixture
 def unsplit(monkeypatch):
-    """As on AMD's GPUs: products multiply fp32 as it is. Ends with a look at whether they did."""
+    """As on RDNA: products multiply fp32 as it is. Ends with a look at whether they did."""
     for module in (forward_host, backward_host):
-        monkeypatch.setattr(module, "splits_on", lambda device: False)
+        monkeypatch.setattr(module, "products_on", lambda device: MULTIPLY_ADDS)
     with noted() as launches:
         yield
     flags = [launch.constants[launch.kernel.arg_names.index("SPLIT") - len(launch.arguments)] for launch in launches if "SPLIT" in launch.kernel.arg_names]

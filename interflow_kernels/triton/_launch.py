@@ -76,7 +76,7 @@ def products_on(device: torch.device) -> str:
 def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:
     """How a kernel is compiled, for `launch` and for tests that compile without a GPU; width: threads of the GPU's warp.
 
-    FP fusion is off, so that a new version of Triton with another default gives the same bits; matrix units are not touched by it.
+    FP fusion is off, so that a new version of Triton with another default gives the same bits; products are not touched by it.
     `warps` count 32 threads: a thread then holds as much on every GPU, and accesses 16 bytes at a time.
     `stages`: how many tiles a loop with a product reads ahead on NVIDIA GPUs; elsewhere that costs registers, and is 1.
     """

@@ -33,6 +33,7 @@ def test_the_rule():
         assert tiles.head_product("head_tail", 1000, 1408, "bfloat16", False) == ((16, 32, 32), (4, 3))
         assert tiles.head_product("head_scores", 10, 1408, "float32", True) == ((16, 16, 32), (4, 3))
         assert tiles.head_gradients(1000, 1408, "bfloat16") == ((32, 32, 64), (4, 3))
+        assert tiles.head_gradients(1000, 1408, "bfloat16", True) == ((16, 16, 64), (4, 3))
 
 
 def test_an_entry_serves_its_class_and_no_other():

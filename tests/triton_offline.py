@@ -3,15 +3,19 @@
 import re
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from interflow_kernels.triton._launch import options
+from interflow_kernels.triton import interflow_head, interflow_head_backward, tiles
+from interflow_kernels.triton._launch import noted, options
+from interflow_kernels.triton._products import products
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
@@ -19,6 +23,17 @@ TARGETS = {
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int32: "*i32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@contextmanager
+def recorded(target="sm_90"):
+    """Inside it, the host functions launch nothing; each launch is noted instead, as on the target."""
+    gpu = TARGETS[target]
+    way = products(gpu.backend, gpu.arch if gpu.backend == "cuda" else 0, gpu.warp_size)
+    with pytest.MonkeyPatch.context() as patch, tiles.replaced(tiles.table()), noted(launching=False) as launches:
+        for module in (interflow_head, interflow_head_backward):
+            patch.setattr(module, "products_on", lambda device: way)
+        yield launches
 
 
 def compiled(launch, target):

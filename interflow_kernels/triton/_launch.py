@@ -91,7 +91,7 @@ def elsewhere(t: Tensor) -> AbstractContextManager[Any] | None:
 def options(maker: str, width: int, warps: int, stages: int) -> dict[str, Any]:
     """How a kernel is compiled, for launching it and for tests that compile without a GPU; width: threads of the GPU's warp.
 
-    FP fusion is off, so that a new version of Triton with another default gives the same bits; matrix units are not touched by it.
+    FP fusion is off, so that a new version of Triton with another default gives the same bits; products are not touched by it.
     `warps` count 32 threads: a thread then holds as much on every GPU, and accesses 16 bytes at a time.
     `stages`: how many tiles a loop with a product reads ahead on NVIDIA GPUs; elsewhere that costs registers, and is 1.
     """

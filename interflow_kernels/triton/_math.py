@@ -64,13 +64,15 @@ def _mma(a, b):
 
 
 @triton.jit
-def product(a, b):
-    """a [M, K] in fp32 times b [K, N] in fp32, bf16 or fp16, with the error of fp32, on bf16 matrix units.
+def product(a, b, SPLIT: tl.constexpr):
+    """a [M, K] in fp32 times b [K, N] in fp32, bf16 or fp16, with the error of fp32: as it is, or on bf16 matrix units (SPLIT).
 
-    A number of fp32 is three of bf16, one of fp16 two, one of bf16 one: a = a0 + a1 + a2, b likewise. Of the nine products three
+    In parts: a number of fp32 is three of bf16, one of fp16 two, one of bf16 one: a = a0 + a1 + a2, b likewise. Of the nine products three
     are below fp32's last bit. An infinity stands in a0 or b0 alone and meets only the other's largest part, NaN likewise. Small
     products are added first, and nothing is carried over from another call: matrix units cut off where they add.
     """
+    if not SPLIT:
+        return tl.dot(a, to_fp32(b), input_precision="ieee")
     a0, rest = _part(a)
     a1, rest = _part(rest)
     a2 = from_fp32(rest, tl.bfloat16)

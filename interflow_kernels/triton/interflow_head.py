@@ -16,6 +16,7 @@ from . import tiles
 from ._checks import Description, check_dtype, contiguous, described, description, fail
 from ._launch import Launcher, elsewhere
 from ._memory import Allocation, Memory, fill_is_on
+from ._products import PARTS, products_on
 
 MAX_STAGES = 16
 MODES = {"hard": 0, "1xn": 0, "nxn": 1, "classwise": 2, "gated": 3, "folded": 4}
@@ -150,7 +151,7 @@ def _plan(
     tile, run = tiles.head_product("head_tail", classes, width, dtype_name(weight.dtype), attention == "gated")
     strides = tuple(s for x in features for s in x.strides) if direct else ()
     tables = (pooling.columns, pooling.parts, pooling.pixels, pooling.partial_columns, pooling.partial_d)
-    constants = (n, direct, strides, *tables, classes, MODES[attention], tiles.power_of_two(n), *tile)
+    constants = (n, direct, strides, *tables, classes, MODES[attention], tiles.power_of_two(n), *tile, products_on(weight.device) == PARTS)
     tail = Launcher(kernels.head_tail, -(-batch // tile[0]) * -(-classes // tile[1]), constants, *run)
     without = (None,) * ((4 if direct else MAX_STAGES) - n)
     is_contiguous = all(t is None or t.is_contiguous() for t in parameters)

@@ -18,6 +18,7 @@ from . import tiles
 from ._checks import Description, contiguous, described, description, fail
 from ._launch import Launcher, elsewhere
 from ._memory import Allocation, Memory, fill_is_on
+from ._products import MULTIPLY_ADDS, PARTS, products_on
 from .interflow_head import MAX_STAGES, MODES, check_parameters, dtype_name
 
 FP32 = torch.float32
@@ -36,8 +37,7 @@ class _Plan(NamedTuple):
     results: tuple[Allocation, ...]  # dpooled, dweight, dbias, dattention_weight, dattention_bias; [0] where not asked for
     given: tuple[bool, ...]  # which of them are written
     scores: Launcher | None
-    dscores: Allocation | None  # [B, n, K] fp32: the gradient of Z
-    kept_scores: Allocation | None  # [B, n, K] fp32: Z, and the gradient of the gates' arguments beside it
+    of_gates: Allocation | None  # [B, n, K] fp32: the gradient of Z, that of the gates' arguments, the gates' shares; None without gates
     sums: Allocation | None  # rows of sums for the attention, which `scores` writes
     gradients: Launcher | None
     rows: Allocation | None  # likewise, which `gradients` writes
@@ -88,7 +88,7 @@ def _plan(
     )
     given = tuple(t is not None and asked and math.prod(t.shape) > 0 for t, asked in zip(like, wanted, strict=True))
     if batch == 0 or (dy is None and dbranches is None):
-        return _Plan(results, given, None, None, None, None, None, None, None, 0, tuple(range(5)))
+        return _Plan(results, given, None, None, None, None, None, None, 0, tuple(range(5)))
     dpooled, dweight, dbias, dattention_weight, dattention_bias = given
 
     # Sizes
@@ -98,19 +98,18 @@ def _plan(
     from_scores = attends and dbranches is not None and not gated
     from_products = attends and not gated and not from_scores
     scaled = dy is not None and dbranches is None and not gated
-    n2 = tiles.power_of_two(n)
+    n2, way = tiles.power_of_two(n), products_on(weight.device)
     scores_tile, scores_run = tiles.head_product("head_scores", classes, width, dtype_name(weight.dtype), mode == MODES["gated"])
     image_tiles, scores_tiles = -(-batch // scores_tile[0]), -(-batch // scores_tile[0]) * -(-classes // scores_tile[1])
-    tile, run = tiles.head_gradients(classes, width, dtype_name(weight.dtype))
+    tile, run = tiles.head_gradients(classes, width, dtype_name(weight.dtype), way == MULTIPLY_ADDS)
     columns, first, aligned = _columns(widths, tile[2])
     dy_strides, dz_strides = (0, 0) if dy is None else dy.strides, (0, 0, 0) if dbranches is None else dbranches.strides
-    each_score = (batch, n, classes)
 
     # Launches
     scores = gradients = last = sums = rows = None
     summed = image_tiles
     if gated or from_scores:
-        scores = Launcher(kernels.head_scores, scores_tiles, (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile), *scores_run)
+        scores = Launcher(kernels.head_scores, scores_tiles, (dy_strides, dz_strides, n, columns, classes, mode, *scores_tile, way == PARTS), *scores_run)
         if gated and attends:
             sums, summed = new.dense((scores_tiles, n * n + n), FP32), scores_tiles
         elif from_scores:
@@ -121,7 +120,7 @@ def _plan(
         over_images = first[-1] * -(-classes // tile[1]) if by_images else 0
         over_classes = first[-1] * -(-batch // tile[0]) if dpooled else 0
         needed = tuple(int(i in feature_stages) for i in range(n))
-        fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile)
+        fixed = (dy_strides, dz_strides, n, columns, first, needed, over_images, aligned, classes, mode, scaled, n2, *tile, way == PARTS)
         gradients = Launcher(kernels.head_gradients, over_images + over_classes, fixed, *run)
     if gated and attends:
         cols = min(32, tiles.power_of_two(n * n + n))
@@ -130,8 +129,8 @@ def _plan(
         programs = -(-classes // 128) if attention in ("classwise", "folded") else 1
         last = Launcher(kernels.head_attention, programs, (n, first if from_products else None, classes, mode, n2, 128), tiles.WARPS)
     zeros = () if attends else tuple(i for i in (3, 4) if given[i])
-    dscores, kept = new.dense(each_score, FP32) if gated else None, new.dense(each_score, FP32) if gated and attends else None
-    return _Plan(results, given, scores, dscores, kept, sums, gradients, rows, last, summed, zeros)
+    of_gates = new.dense((batch, n, classes), FP32) if gated else None
+    return _Plan(results, given, scores, of_gates, sums, gradients, rows, last, summed, zeros)
 
 
 def _new(allocation: Allocation | None) -> Tensor | None:
@@ -169,10 +168,10 @@ def interflow_head_backward(
     dpooled, dweight, dbias, dattention_weight, dattention_bias = (t if there else None for t, there in zip(results, plan.given, strict=True))
     given, pooled = tuple(map(contiguous, parameters)), pooled.contiguous()
     batch = pooled.shape[0]
-    dscores, sums, rows = _new(plan.dscores), _new(plan.sums), _new(plan.rows)
+    dscores, sums, rows = _new(plan.of_gates), _new(plan.sums), _new(plan.rows)
     if plan.scores is not None:
-        scores, darguments = _new(plan.kept_scores), _new(plan.kept_scores)
-        plan.scores(dy, dbranches, pooled, *given, scores, darguments, dscores, sums, batch)
+        darguments, shares = _new(plan.of_gates), _new(plan.of_gates)
+        plan.scores(dy, dbranches, pooled, *given, dscores, darguments, shares, sums, batch)
     if plan.gradients is not None:
         plan.gradients(dy, dbranches, dscores, pooled, *given[:3], dpooled, dweight, dbias, rows, batch)
     if plan.attention is not None:

@@ -13,8 +13,8 @@ dM_ij = sum ds_i z_j, dc_i = sum ds_i. Every sum has one order, that of dp does 
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32
-from .interflow_head_kernels import CLASSWISE, FOLDED, GATED, NXN, branch_scores, gates, linear_weight
+from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
+from .interflow_head_kernels import CLASSWISE, FOLDED, GATED, NXN, branch_scores, gate_argument, gated, linear_weight
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -26,9 +26,9 @@ def head_scores(
     bias,  # [n, K], or None
     attention_weight,
     attention_bias,
-    scores,  # [B, n, K] fp32: gated, Z
+    scores,  # [B, n, K] fp32: gated, Z and in the end dz
     darguments,  # [B, n, K] fp32: gated, ds
-    dscores,  # [B, n, K] fp32: gated, dz
+    shares,  # [B, n, K] fp32: gated, dy g
     sums,  # gated: [programs, n n + n] fp32, dM and dc of a program, or None; linear: [image tiles, n + 1, K] fp32, dA and sum of dy
     batch,
     DY: tl.constexpr,  # [2], strides
@@ -40,6 +40,7 @@ def head_scores(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether products are made of parts, on bf16 matrix units
 ):
     D: tl.constexpr = COLUMNS[N]
     TILES: tl.constexpr = (K + CLASSES - 1) // CLASSES
@@ -50,37 +51,29 @@ def head_scores(
     rows = b.to(tl.int64)[:, None]
     inside = (b < batch)[:, None] & (k < K)[None, :]
     g = to_fp32(tl.load(dy + rows * DY[0] + k.to(tl.int64)[None, :] * DY[1], mask=inside, other=0.0))
-    zs = ()
+    at = (rows * N) * K + k[None, :]
     for i in tl.static_range(N):
-        z = branch_scores(pooled, weight, bias, b, k, batch, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, K, STEP)
+        z = branch_scores(pooled, weight, bias, b, k, batch, i, COLUMNS[i], COLUMNS[i + 1] - COLUMNS[i], D, K, STEP, SPLIT)
         if MODE == GATED:
-            zs = zs + (z,)
+            tl.store(scores + at + i * K, z, mask=inside)
         else:
             tl.store(sums + (image_tile * (N + 1) + i) * K + k, tl.sum(tl.where(inside, g * z, 0.0), axis=0), mask=k < K)
 
     if MODE == GATED:
-        found = gates(zs, attention_weight, attention_bias, N)
-        y = tl.zeros([IMAGES, CLASSES], tl.float32)
+        # ds, from the scores that it has just written: n tiles of z do not stay in registers beside a product
+        tl.debug_barrier()
+        zs = ()
         for i in tl.static_range(N):
-            y += found[i] * zs[i]
-        y = tl.div_rn(y, found[N])
-        ds = ()
-        for i in tl.static_range(N):
-            ds = ds + (g * tl.div_rn(found[i], found[N]) * (zs[i] - y),)
-        at = (rows * N) * K + k[None, :]
-        for i in tl.static_range(N):
-            dz = g * tl.div_rn(found[i], found[N])
-            for j in tl.static_range(N):
-                dz += ds[j] * to_fp32(tl.load(attention_weight + j * N + i))
-            if dbranches is not None:
-                dz += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + k.to(tl.int64)[None, :] * DZ[2], mask=inside, other=0.0))
-            tl.store(dscores + at + i * K, dz, mask=inside)
-            if sums is not None:
-                tl.store(scores + at + i * K, zs[i], mask=inside)
-                tl.store(darguments + at + i * K, ds[i], mask=inside)
+            zs = zs + (tl.load(scores + at + i * K, mask=inside, other=0.0),)
+        y, largest, whole = gated(zs, attention_weight, attention_bias, batch, N, False)
+        for i in range(unknown(N, batch)):
+            gate = tl.div_rn(tl.exp(gate_argument(zs, attention_weight, attention_bias, i, N) - largest), whole)
+            z = tl.load(scores + at + i * K, mask=inside, other=0.0)
+            tl.store(darguments + at + i * K, g * gate * (z - y), mask=inside)
+            tl.store(shares + at + i * K, g * gate, mask=inside)
+        tl.debug_barrier()
         if sums is not None:
-            # n n + n sums over this tile, from what it has just written
-            tl.debug_barrier()
+            # n n + n sums over this tile
             sums += pid.to(tl.int64) * (N * N + N)
             for row in range(N):
                 d = tl.load(darguments + at + row * K, mask=inside, other=0.0)
@@ -88,6 +81,18 @@ def head_scores(
                 for col in range(N):
                     other = tl.load(scores + at + col * K, mask=inside, other=0.0)
                     tl.store(sums + row * N + col, tl.sum(tl.sum(d * other, axis=1), axis=0))
+            tl.debug_barrier()
+        # dz, in place of Z
+        ds = ()
+        for j in tl.static_range(N):
+            ds = ds + (tl.load(darguments + at + j * K, mask=inside, other=0.0),)
+        for i in range(unknown(N, batch)):
+            dz = tl.load(shares + at + i * K, mask=inside, other=0.0)
+            for j in tl.static_range(N):
+                dz += ds[j] * to_fp32(tl.load(attention_weight + j * N + i))
+            if dbranches is not None:
+                dz += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + k.to(tl.int64)[None, :] * DZ[2], mask=inside, other=0.0))
+            tl.store(scores + at + i * K, dz, mask=inside)
     else:
         tl.store(sums + (image_tile * (N + 1) + N) * K + k, tl.sum(g, axis=0), mask=k < K)
 
@@ -155,6 +160,7 @@ def head_gradients(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     WIDE: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     D: tl.constexpr = COLUMNS[N]
     TILES: tl.constexpr = FIRST[N]
@@ -193,7 +199,7 @@ def head_gradients(
             b = start + tl.arange(0, IMAGES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, SCALED)
             p = tl.load(pooled + b.to(tl.int64)[:, None] * D + d[None, :], mask=(b < batch)[:, None] & in_d, other=0.0)
-            total += product(tl.trans(g), p)
+            total += product(tl.trans(g), p, SPLIT)
             upstream, lost = add_exactly(upstream, lost, tl.sum(g, axis=0))
         a = tl.full([CLASSES], 1.0, tl.float32)
         if SCALED:
@@ -217,7 +223,8 @@ def head_gradients(
         for start in range(0, needed * K, CLASSES):
             k = start + tl.arange(0, CLASSES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, False)
-            dp += product(g, tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0))
+            w = tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0)
+            dp += product(g, w, SPLIT)
         tl.store(dpooled + b.to(tl.int64)[:, None] * D + d[None, :], dp, mask=(b < batch)[:, None] & in_d)
 
 

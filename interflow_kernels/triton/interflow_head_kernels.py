@@ -168,13 +168,25 @@ def with_bias(z, bias, k, STAGE: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def branch_scores(
-    pooled, weight, bias, b, k, batch, STAGE: tl.constexpr, COLUMN: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, STEP: tl.constexpr
+    pooled,
+    weight,
+    bias,
+    b,
+    k,
+    batch,
+    STAGE: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    STEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """z_i of a tile of images and classes, from pooled."""
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
     for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
-        z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
+        z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
     return with_bias(z, bias, k, STAGE, K)
 
 
@@ -207,24 +219,49 @@ def linear_offset(attention_bias, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl
 
 
 @triton.jit
-def gates(zs, matrix, offset, N: tl.constexpr):
-    """softmax_i(sum_j M_ij z_j + c_i) of a tile's scores: n tiles whose sum is the last, to be divided by it."""
-    arguments = ()
-    for i in tl.static_range(N):
-        s = zs[0] * 0.0 + to_fp32(tl.load(offset + i))
-        for j in tl.static_range(N):
-            s += zs[j] * to_fp32(tl.load(matrix + i * N + j))
-        arguments = arguments + (s,)
-    largest = arguments[0]
-    for i in tl.static_range(1, N):
-        largest = tl.maximum(largest, arguments[i])
-    found = ()
-    whole = tl.zeros_like(largest)
-    for i in tl.static_range(N):
-        e = tl.exp(arguments[i] - largest)
-        found = found + (e,)
-        whole += e
-    return found + (whole,)
+def gate_argument(zs, matrix, offset, i, N: tl.constexpr):
+    """s_i = sum_j M_ij z_j + c_i of a tile."""
+    s = zs[0] * 0.0 + to_fp32(tl.load(offset + i))
+    for j in tl.static_range(N):
+        s += zs[j] * to_fp32(tl.load(matrix + i * N + j))
+    return s
+
+
+@triton.jit
+def chosen(zs, i, N: tl.constexpr):
+    """zs[i]; i is known only at run time."""
+    z = zs[0]
+    for j in tl.static_range(1, N):
+        z = tl.where(i == j, zs[j], z)
+    return z
+
+
+@triton.jit
+def gated(zs, matrix, offset, batch, N: tl.constexpr, UNROLLED: tl.constexpr):
+    """y = sum_i softmax_i(s_i) z_i of a tile; the largest s_i and sum_i exp(s_i - largest).
+
+    Unrolled, code grows with n n and n tiles of s stand beside n of z. Else loops over i compute s_i twice, with the same bits.
+    """
+    whole = tl.zeros([zs[0].shape[0], zs[0].shape[1]], tl.float32)
+    y = whole
+    largest = whole + float("-inf")
+    if UNROLLED:
+        arguments = ()
+        for i in tl.static_range(N):
+            arguments = arguments + (gate_argument(zs, matrix, offset, i, N),)
+            largest = tl.maximum(largest, arguments[i])
+        for i in tl.static_range(N):
+            e = tl.exp(arguments[i] - largest)
+            whole += e
+            y += e * zs[i]
+    else:
+        for i in range(unknown(N, batch)):
+            largest = tl.maximum(largest, gate_argument(zs, matrix, offset, i, N))
+        for i in range(unknown(N, batch)):
+            e = tl.exp(gate_argument(zs, matrix, offset, i, N) - largest)
+            whole += e
+            y += e * chosen(zs, i, N)
+    return tl.div_rn(y, whole), largest, whole
 
 
 @triton.jit
@@ -249,6 +286,7 @@ def _finished_scores(
     PARTIAL_D: tl.constexpr,
     K: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """p_i W_i^T of a tile of images and classes. Completes pooled: from the feature x itself, or from sums of parts."""
     rows = b.to(tl.int64)[:, None]
@@ -268,7 +306,7 @@ def _finished_scores(
             p = pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D)
         if (DIRECT or PARTS > 1) and tile == 0:
             tl.store(pooled + rows * D + COLUMN + d[None, :], p, mask=inside)
-        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)))
+        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
     return z
 
 
@@ -301,6 +339,7 @@ def head_tail(
     IMAGES: tl.constexpr,
     CLASSES: tl.constexpr,
     STEP: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether products are made of parts, on bf16 matrix units
 ):
     D: tl.constexpr = COLUMNS[N]
     xs = (x0, x1, x2, x3, None, None, None, None, None, None, None, None, None, None, None, None)
@@ -334,6 +373,7 @@ def head_tail(
             PARTIAL_D,
             K,
             STEP,
+            SPLIT,
         )
         z = with_bias(z, bias, k, i, K)
         if branches is not None:
@@ -346,10 +386,7 @@ def head_tail(
             result += z * linear_weight(attention_weight, i, k, MODE, N, N2, K)[None, :]
 
     if MODE == GATED:
-        found = gates(zs, attention_weight, attention_bias, N)
-        for i in tl.static_range(N):
-            result += found[i] * zs[i]
-        result = tl.div_rn(result, found[N])
+        result, _, _ = gated(zs, attention_weight, attention_bias, batch, N, SPLIT)  # NVIDIA's compiler spills z of 16 stages in the loops
     elif attention_bias is not None:
         result += linear_offset(attention_bias, k, MODE, N, N2, K)[None, :]
     tl.store(y + rows * K + k[None, :], from_fp32(result, y.dtype.element_ty), mask=(b < batch)[:, None] & (k < K)[None, :])

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from .._tap_format import mask_bytes, runs_along_channels
-from . import stage_tap_kernels as kernels
+from . import stage_tap_pixels_kernels as pixels
+from . import stage_tap_planes_kernels as planes
 from . import tiles
 from ._checks import Description, check_dtype, contiguous, described, description, fail
 from ._launch import Launcher, counters, elsewhere
 from ._memory import Allocation, Memory, fill_is_on
+from .stage_tap_kernels import sum_rows
 
 
 def _is_wide(shape: tuple[int, ...], *strides: tuple[int, ...]) -> bool:
@@ -63,11 +65,11 @@ def _forward_plan(u_fields: Any, shift_fields: Any, max_pool: bool, need_mask: b
     sizes, wide = (channels, height, width, *u.strides, max_pool), _is_wide(u.shape, u.strides)
     if not channels_last:
         (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.dtype.itemsize, max_pool)
-        return _Forward(m, p, mask, None, 0, (), Launcher(kernels.tap_planes, batch * -(-channels // rows), (*sizes, rows, cols, wide), *run))
+        return _Forward(m, p, mask, None, 0, (), Launcher(planes.tap_planes, batch * -(-channels // rows), (*sizes, rows, cols, wide), *run))
     tile, run = tiles.tap_pixels("tap_pixels", channels, height, width, u.dtype.itemsize, max_pool)
     parts, blocks = tile[0], -(-channels // tile[3])
     partial = new.dense((batch, parts, channels), torch.float32) if parts > 1 else None
-    return _Forward(m, p, mask, partial, batch * blocks, (None, None), Launcher(kernels.tap_pixels, batch * parts * blocks, (*sizes, *tile, wide), *run))
+    return _Forward(m, p, mask, partial, batch * blocks, (None, None), Launcher(pixels.tap_pixels, batch * parts * blocks, (*sizes, *tile, wide), *run))
 
 
 def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,12 +136,12 @@ def _backward_plan(
     if batch == 0 or channels == 0:
         return _Backward(du, dshift, None, None, 0, None)
     if channels_last:
-        kernel: Any = kernels.tap_pixels_backward
+        kernel: Any = pixels.tap_pixels_backward
         tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, dtype.itemsize, max_pool)
         parts = tile[0]
         programs = batch * parts * -(-channels // tile[3])
     else:
-        kernel, parts = kernels.tap_planes_backward, 1
+        kernel, parts = planes.tap_planes_backward, 1
         tile, run = tiles.tap_planes("tap_planes_backward", channels, height, width, dtype.itemsize, max_pool)
         programs = batch * -(-channels // tile[0])
     dm_strides = (0, 0, 0, 0) if dm is None else dm.strides
@@ -148,7 +150,7 @@ def _backward_plan(
     if not need_shift:
         return _Backward(du, dshift, launcher, None, 0, None)
     cols = min(32, tiles.power_of_two(channels))
-    summing = Launcher(kernels.sum_rows, -(-channels // cols), (channels, 32, cols), tiles.WARPS)
+    summing = Launcher(sum_rows, -(-channels // cols), (channels, 32, cols), tiles.WARPS)
     return _Backward(du, dshift, launcher, new.dense((batch * parts, channels), torch.float32), batch * parts, summing)
 
 

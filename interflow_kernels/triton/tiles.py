@@ -269,8 +269,12 @@ def head_product(kernel: str, classes: int, columns: int, dtype: str, gated: boo
 
 
 @cached
-def head_gradients(classes: int, columns: int, dtype: str) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    """(IMAGES, CLASSES, WIDE), (warps, stages) of a tile of the head's gradients; WIDE: columns of pooled."""
-    rule = dict(images=IMAGES_SUMMED, classes=_classes(classes), columns=COLUMNS, num_warps=WARPS, num_stages=STAGES)
+def head_gradients(classes: int, columns: int, dtype: str, multiply_adds: bool = False) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """(IMAGES, CLASSES, WIDE), (warps, stages) of a tile of the head's gradients; WIDE: columns of pooled.
+
+    multiply_adds: of a GPU without matrix units for the product, where a thread holds its rows and columns of both factors: half as many of each.
+    """
+    images, most = (16, 16) if multiply_adds else (IMAGES_SUMMED, 32)
+    rule = dict(images=images, classes=min(most, _classes(classes)), columns=COLUMNS, num_warps=WARPS, num_stages=STAGES)
     sizes = _sizes("head_gradients", (power_of_two(classes), power_of_two(columns), dtype), rule)
     return (sizes["images"], sizes["classes"], sizes["columns"]), _run(sizes)

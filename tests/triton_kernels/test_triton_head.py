@@ -12,6 +12,11 @@ from hypothesis import strategies as st
 from interflow_kernels import FusedInterflowHead, backend, interflow_head
 from interflow_kernels.reference import pooled_stage
 from interflow_kernels.testing import ATTENTIONS, LAYOUTS, HeadCase, assert_close, gradients, head_inputs, in_layout, magnitudes
+from interflow_kernels.triton import interflow_head as forward_host
+from interflow_kernels.triton import interflow_head_backward as backward_host
+from interflow_kernels.triton import tiles
+from interflow_kernels.triton._launch import noted
+from interflow_kernels.triton._products import MULTIPLY_ADDS
 
 raw_head = torch.ops.interflow_kernels.interflow_head
 raw_backward = torch.ops.interflow_kernels.interflow_head_backward
@@ -19,6 +24,17 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # hypot
 EXAMPLES = 200 if DEVICE == "cuda" else 6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")  # inf - inf
+
+
+@pytest.fixture
+def unsplit(monkeypatch):
+    """As on RDNA: products multiply fp32 as it is. Ends with a look at whether they did."""
+    for module in (forward_host, backward_host):
+        monkeypatch.setattr(module, "products_on", lambda device: MULTIPLY_ADDS)
+    with tiles.replaced(tiles.table()), noted() as launches:
+        yield
+    flags = [launch.constants[launch.kernel.arg_names.index("SPLIT") - len(launch.arguments)] for launch in launches if "SPLIT" in launch.kernel.arg_names]
+    assert flags and not any(flags)
 
 
 def moved(x, layout, device):
@@ -65,6 +81,13 @@ def check(case, device, features=None, use=("y", "branches")):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_layouts(dtype, layout, device):
     check(HeadCase(2, ((5, 7, 5), (40, 4, 6)), 5, dtype=dtype, layout=layout), device)
+
+
+@pytest.mark.parametrize("attention", ["nxn", "gated"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_of_fp32_as_it_is(dtype, attention, device, unsplit):
+    for use in (("y",), ("y", "branches")):
+        check(HeadCase(17, ((40, 2, 1), (33, 1, 1)), 18, attention, dtype=dtype), device, use=use)
 
 
 @pytest.mark.parametrize("use", [("y",), ("branches",), ("y", "branches")], ids="+".join)
@@ -195,9 +218,12 @@ def test_strides_of_upstream_gradients_and_parameters_do_not_matter(attention, d
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("split", [True, False], ids=["parts", "as it is"])
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_special_values_propagate(dtype, value, device):
+def test_special_values_propagate(dtype, value, split, device, request):
+    if not split:
+        request.getfixturevalue("unsplit")
     for attention in ("classwise", "gated"):
         case = HeadCase(2, ((5, 4, 3), (32, 3, 6)), attention=attention, dtype=dtype)
         maps = [x.to(device) for x in head_inputs(case)]
@@ -207,6 +233,15 @@ def test_special_values_propagate(dtype, value, device):
         assert y[0].isfinite().all()
         assert torch.equal(y.isnan(), expected.isnan())
         assert torch.equal(y[y.isinf()], expected[y.isinf()])
+
+
+def test_infinite_weights_give_what_the_reference_gives_where_products_are_not_split(device, unsplit):
+    case = HeadCase(2, ((5, 1, 1), (32, 1, 1)), 3)
+    head, maps = FusedInterflowHead.from_eager(case.head()).to(device), [x.to(device) for x in head_inputs(case)]
+    with torch.no_grad():
+        head.weight[1, 9] = float("inf")
+    y, expected = head(maps), head.to_eager()(maps)
+    assert expected[:, 1].isinf().all() and torch.equal(y.isinf(), expected.isinf()) and torch.equal(y[:, 1], expected[:, 1])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -220,8 +255,14 @@ def test_nan_upstream_reaches_its_image_only(attention, device):
         assert torch.equal(grads[name].isnan(), e.isnan()), name
 
 
-@pytest.mark.parametrize(("attention", "dtype"), [("nxn", torch.float32), ("gated", torch.bfloat16)], ids=str)
-def test_an_image_does_not_depend_on_its_batch(attention, dtype, device):
+@pytest.mark.parametrize(
+    ("attention", "dtype", "split"),
+    [("nxn", torch.float32, True), ("gated", torch.bfloat16, True), ("gated", torch.float32, False)],
+    ids=str,
+)
+def test_an_image_does_not_depend_on_its_batch(attention, dtype, split, device, request):
+    if not split:
+        request.getfixturevalue("unsplit")
     case = HeadCase(19, ((64, 3, 2), (40, 1, 1)), 20, attention, layout="channels_last", dtype=dtype)
     head, maps = FusedInterflowHead.from_eager(case.head()).to(device), [x.to(device) for x in head_inputs(case)]
     dy = torch.randn(19, 20).to(device, dtype)

@@ -24,7 +24,7 @@ __device__ __forceinline__ void load_shift(uint32_t (&words)[V / kPer<T>], const
   }
 }
 
-// A unit's sums, in shared.rows [images, count, slab], become p, or one of the parts that the last of them adds up.
+// A unit's sums, in shared.rows() [images, count, slab] behind a barrier, become p, or one of the parts that the last of them adds up.
 __device__ __forceinline__ void finish_means(const TapParams& P, const TapUnit& at, TapShared& shared, int count) {
   const TapPlan& plan = P.plan;
   int64_t channels = plan.shape.channels, first = int64_t(at.slab) * plan.slab, image = int64_t(at.group) * plan.images;

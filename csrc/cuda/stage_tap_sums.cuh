@@ -5,10 +5,11 @@
 
 namespace interflow {
 
-struct TapShared {
-  float rows[kTapThreads * 8];  // [threads, a piece's channels] or less
+// The beginning of a block's shared memory; rows, whose number the kernel says, lie behind.
+struct alignas(16) TapShared {
   double few[kTapThreads];
   uint32_t last;
+  __device__ __forceinline__ float* rows() { return reinterpret_cast<float*>(this + 1); }
 };
 
 // get(0) + ... + get(n - 1), eight at a time.
@@ -44,14 +45,13 @@ __device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int 
   }
 }
 
-// shared.rows [outer, count, channels], complete after the barrier here, summed over the middle: result(o, c, sum).
+// shared.rows() [outer, count, channels], which a barrier completed, summed over the middle: result(o, c, sum).
 template <class Result>
 __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count, int channels, Result result) {
-  __syncthreads();
   sum_columns<float>(
       shared, outer * channels, count,
       [&](int i) {
-        const float* column = shared.rows + i / channels * (count - 1) * channels + i;
+        const float* column = shared.rows() + i / channels * (count - 1) * channels + i;
         return [column, channels](int r) { return column[r * channels]; };
       },
       [&](int i, float sum) {

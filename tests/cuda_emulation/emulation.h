@@ -184,6 +184,13 @@ inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
   return x;
 }
 
+template <int kBytes>
+inline void copy_async(void* shared, const void* p, uint64_t) {
+  static_assert(kBytes == 4 || kBytes == 16);
+  emulation::copy_async(shared, p, kBytes);
+}
+inline void wait_for_copies() { emulation::wait_for_copies(); }
+
 // The address must be one that may be read.
 inline void prefetch_l2(const void* p) {
   char byte;

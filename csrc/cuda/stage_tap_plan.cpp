@@ -11,7 +11,7 @@ constexpr int64_t kSteps = 4;           // positions that a thread takes from a 
 constexpr int64_t kManyParts = 32;      // more units than this
 constexpr int64_t kPlaneSteps = 16;     // NCHW, tiles of a thread: from there on a plane is cut
 constexpr int64_t kMostParts = 1024;
-constexpr int64_t kMostRounds = 8;      // planes that follow each other in a thread
+constexpr int64_t kMostRounds = 4;      // planes that follow each other in a thread
 
 Divider divider(int64_t divisor) {
   uint32_t shift = 0;
@@ -71,7 +71,7 @@ void cut_planes(TapPlan& plan) {
   plan.row = divider(plan.max_pool ? s.windows_w() : s.width);
 
   // What a unit's planes, or its part of one, take at most
-  int64_t u = s.pixels() * slab, m = plan.max_pool ? (s.height / 2) * (s.width / 2) * slab : 0, mask = positions * slab;
+  int64_t planes = std::min(slab, s.channels), u = s.pixels() * planes, m = plan.max_pool ? (s.height / 2) * (s.width / 2) * planes : 0, mask = positions * planes;
   if (plan.parts > 1) {
     int64_t pairs = ceil_of(plan.part_size, s.windows_w()) + (plan.part_size % s.windows_w() ? 1 : 0);
     u = std::min(u, plan.max_pool ? pairs * 2 * s.width : plan.part_size * vector), m = std::min(m, pairs * (s.width / 2)), mask = plan.part_size;

@@ -14,9 +14,10 @@ A fault ends the launch and is a RuntimeError of the operator, which names kerne
     assert_caught(mutant, lambda ops: ops.stage_tap(u, None, True, True), "no barrier orders the two")
 
 A new function of ptx.cuh needs a twin in emulation.h; one that lanes do together, a body in warp.cpp.
-Not emulated: time, caches (but load_stream may not read what the launch writes), masks of parts of a warp, asynchronous copies but
-copy_async (no bulk copies, no groups: a wait is for all of a thread's), clusters, more than one dimension of blocks and threads. An order that does not happen for the seeds that were run may still hide a fault: a grid of
-one block shows waiting in the wrong order, more blocks show missing releases.
+Not emulated: time, caches (but load_stream may not read what the launch writes), masks of parts of a warp, asynchronous copies other than
+copy_async (bulk copies, groups: a wait is for all that a thread has begun), clusters, more than one dimension of blocks and threads. An order
+that does not happen for the seeds that were run may still hide a fault: a grid of one block shows waiting in the wrong order, more blocks show
+missing releases.
 """
 
 import contextlib
@@ -220,6 +221,12 @@ def copies_of_last_launch(library: SimpleNamespace) -> int:
     """How many asynchronous copies its threads made."""
     library.control.interflow_emulation_copies.restype = ctypes.c_int64
     return library.control.interflow_emulation_copies()
+
+
+def shared_bytes_of_last_launch(library: SimpleNamespace) -> int:
+    """What each of its blocks asked for."""
+    library.control.interflow_emulation_shared_bytes.restype = ctypes.c_int64
+    return library.control.interflow_emulation_shared_bytes()
 
 
 def order_of_last_launch(library: SimpleNamespace) -> int:

@@ -90,3 +90,4 @@ extern "C" __attribute__((visibility("default"))) void interflow_emulation_set(i
 }
 extern "C" __attribute__((visibility("default"))) uint64_t interflow_emulation_order() { return interflow::emulation::settings.order; }
 extern "C" __attribute__((visibility("default"))) int64_t interflow_emulation_copies() { return interflow::emulation::settings.copies; }
+extern "C" __attribute__((visibility("default"))) int64_t interflow_emulation_shared_bytes() { return interflow::emulation::launched.shared_bytes; }

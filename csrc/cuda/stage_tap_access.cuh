@@ -16,9 +16,9 @@ __device__ __forceinline__ int64_t pixels_of(const TapShape& s) { return s.heigh
 struct TapUnit {
   uint32_t group, part, slab;
   __device__ __forceinline__ TapUnit(uint32_t unit, const TapPlan& plan) {
-    uint32_t rest = unit / uint32_t(plan.slabs);
+    uint32_t rest = divide(unit, plan.by_slabs);
     slab = unit - rest * uint32_t(plan.slabs);
-    group = rest / uint32_t(plan.parts);
+    group = divide(rest, plan.by_parts);
     part = rest - group * uint32_t(plan.parts);
   }
 };

@@ -13,7 +13,7 @@ __device__ __forceinline__ void finish_sums(const TapBackwardParams& P, const Ta
   const TapPlan& plan = P.plan;
   int64_t channels = plan.shape.channels, first = int64_t(at.slab) * plan.slab;
   int these = int(min(int64_t(plan.slab), channels - first)), row = int(at.group) * plan.parts + int(at.part);
-  sum_rows(shared, 1, count, plan.slab, [&](int, int c, float sum) {
+  sum_rows(shared, count, plan.slab, [&](int c, float sum) {
     if (c < these) P.rows[row * channels + first + c] = sum;
   });
 

@@ -125,32 +125,50 @@ template <class T, bool kPool>
 __device__ __forceinline__ void start_unit(const TapBackwardParams& P, const TapRooms& rooms, float* dp, uint32_t unit) {
   const TapPlan& plan = P.plan;
   const TapShape& s = plan.shape;
-  if (unit >= plan.units) return;
+  const TapRuns& most = plan.staged;
+  Team of_mask(0, 2), of_dm(2, 2);
+  if (unit >= plan.units || !(of_mask.has_me() || of_dm.has_me())) return;
   TapUnit at(unit, plan);
-  TapExtent extent(at, plan, kPool);
+  TapExtent extent(at, plan);
+  int out_w = int(s.width / 2), out = int(s.height / 2) * out_w;
   int64_t image = at.group, channels = s.channels, masks = channels * plan.positions;
   uint64_t policy = cache_policy(from_here(P.stream));
-  start_run(rooms.mask, P.mask + image * masks + extent.mask, extent.mask_count, P.mask, P.mask + s.batch * masks, policy);
-  if (kPool && P.dm && P.dm_dense) {
+  if (of_mask.has_me()) {
+    start_run(of_mask, rooms.mask, P.mask + image * masks + extent.begin(most.mask, plan.positions), extent.count(most.mask, plan.positions), P.mask,
+              P.mask + s.batch * masks, policy);
+    if (P.dp)
+#pragma unroll 1
+      for (int plane = of_mask.thread; plane < extent.planes; plane += of_mask.threads)
+        copy_async<4>(dp + plane, P.dp + image * P.dp_stride_b + (extent.channel + plane) * P.dp_stride_c, policy);
+  } else if (kPool && P.dm && P.dm_dense) {
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b;
-    start_run(rooms.m, dm + extent.m, extent.m_count, dm, dm + channels * (s.height / 2) * (s.width / 2), policy);
+    start_run(of_dm, rooms.m, dm + extent.begin(most.m, out), extent.count(most.m, out), dm, dm + channels * out, policy);
   } else if (kPool && P.dm) {
-    int out_w = int(s.width / 2), out = int(s.height / 2) * out_w;
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b + extent.channel * P.dm_stride_c;
 #pragma unroll 1
-    for (int i = int(threadIdx.x); i < extent.m_count; i += kTapThreads) {
-      int element = extent.from_m + i, plane = element / out, h = (element - plane * out) / out_w, w = element - plane * out - h * out_w;
+    for (int i = of_dm.thread; i < extent.count(most.m, out); i += of_dm.threads) {
+      int element = extent.skipped(most.m) + i, plane = element / out, h = (element - plane * out) / out_w, w = element - plane * out - h * out_w;
       reinterpret_cast<T*>(rooms.m)[i] = dm[plane * P.dm_stride_c + h * P.dm_stride_h + w * P.dm_stride_w];
     }
   }
-  if (P.dp)
-#pragma unroll 1
-    for (int plane = int(threadIdx.x); plane < extent.planes; plane += kTapThreads)
-      copy_async<4>(dp + plane, P.dp + image * P.dp_stride_b + (extent.channel + plane) * P.dp_stride_c, policy);
 }
 
+// Writes a unit of du from there, by the other warps.
+template <class T>
+__device__ __forceinline__ void store_unit(const TapBackwardParams& P, const TapRooms& rooms, uint32_t unit) {
+  const TapPlan& plan = P.plan;
+  Team team(4, 4);
+  if (!team.has_me()) return;
+  TapUnit at(unit, plan);
+  TapExtent extent(at, plan);
+  int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
+  store_run(team, static_cast<T*>(P.du) + int64_t(at.group) * plan.shape.channels * pixels + extent.begin(most, pixels), rooms.u, extent.count(most, pixels),
+            [](char* p, const Vector<uint32_t, 4>& chunk) { *reinterpret_cast<Vector<uint32_t, 4>*>(p) = chunk; });
+}
+
+template <class T>
 inline int tap_planes_backward_shared(const TapPlan& plan, bool staged) {
-  return staged ? tap_shared_bytes((plan.lanes + 1) * plan.slab, &plan.staged) : tap_shared_bytes(plan.lanes * plan.slab);
+  return staged ? tap_shared_bytes((plan.lanes + 1) * plan.slab, &plan.staged, sizeof(T)) : tap_shared_bytes(plan.lanes * plan.slab);
 }
 
 template <class T, bool kPool, TapPath kPath>
@@ -161,7 +179,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
   const TapShape& s = plan.shape;
   TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
   float* dp = shared.rows() + plan.lanes * plan.slab;  // of the unit's planes, where staged
-  TapRooms rooms(shared, (plan.lanes + 1) * plan.slab, plan.staged);
+  TapRooms rooms(shared, (plan.lanes + 1) * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
 
   // Several planes at once, each by its threads
@@ -170,8 +188,9 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     TapUnit at(unit, plan);
-    TapExtent extent(at, plan, kPool);
+    TapExtent extent(at, plan);
     int64_t image = at.group;
+    int out = int(s.height / 2) * int(s.width / 2), pixels = int(pixels_of(s));
     T* du = static_cast<T*>(P.du) + image * s.channels * pixels_of(s);
     const uint8_t* mask = P.mask + image * s.channels * plan.positions;
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b;
@@ -183,10 +202,11 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
       int access = P.access, first = extent.first + lane * (kPool ? kTileWindows<T> : 1);
       float gp[kPer<T>] = {};
       if constexpr (kStaged) {
-        T* copy = run_in(rooms.u, du + extent.u);
-        to.du = copy + plane * int(pixels_of(s)) - extent.from_u, access = alignment_of(copy, int(pixels_of(s)) * int(sizeof(T)));
-        to.mask = run_in(rooms.mask, mask + extent.mask) + plane * plan.positions - extent.first;
-        to.dm = run_in(rooms.m, P.dm_dense ? dm + extent.m : nullptr) + plane * int(s.height / 2 * (s.width / 2)) - extent.from_m;
+        const TapRuns& most = plan.staged;
+        T* copy = run_in(rooms.u, du, extent.begin(most.u, pixels));
+        to.du = copy + plane * pixels - extent.skipped(most.u), access = alignment_of(copy, pixels * int(sizeof(T)));
+        to.mask = run_in(rooms.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
+        to.dm = run_in(rooms.m, P.dm_dense ? dm : nullptr, P.dm_dense ? extent.begin(most.m, out) : 0) + plane * out - extent.skipped(most.m);
         if (P.dp) gp[0] = divided(dp[plane], plan.pixels, plan.mean);
       } else if (P.dp) {
         gp[0] = divided(P.dp[image * P.dp_stride_b + channel * P.dp_stride_c], plan.pixels, plan.mean);
@@ -219,7 +239,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
     __syncthreads();  // sums and du are complete, and nobody reads dm, dp and the mask any more
     if constexpr (kStaged) {
       start_unit<T, kPool>(P, rooms, dp, unit + gridDim.x);
-      store_run(du + extent.u, rooms.u, extent.u_count, [](char* p, const Vector<uint32_t, 4>& chunk) { *reinterpret_cast<Vector<uint32_t, 4>*>(p) = chunk; });
+      store_unit<T>(P, rooms, uint32_t(from_here(int(unit))));
     }
     if (P.dshift) finish_sums(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }

@@ -22,7 +22,7 @@ cudaError_t launch_form(const TapParams& P, cudaStream_t stream) {
                 : wide                           ? tap_planes<T, kPool, TapPath::Wide, false>
                 : P.path == TapPath::Staged      ? tap_planes<T, kPool, TapPath::Staged, true>
                                                  : tap_planes<T, kPool, TapPath::Narrow, true>;
-  return launch_units(kernel, P, tap_shared_bytes(P.plan.lanes * P.plan.slab, P.path == TapPath::Staged ? &P.plan.staged : nullptr), stream);
+  return launch_units(kernel, P, tap_planes_shared<T>(P.plan, P.path == TapPath::Staged), stream);
 }
 
 template <class T>

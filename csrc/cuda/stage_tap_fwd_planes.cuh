@@ -197,27 +197,39 @@ __device__ __forceinline__ float sum_pieces(const TapPlane<T, kPath>& plane, con
 
 // --- units -------------------------------------------------------------------------------------------------------------------
 // Begins to bring a unit of u into shared memory.
-template <class T, bool kPool>
+template <class T>
 __device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& rooms, uint32_t unit) {
-  if (unit >= P.plan.units) return;
-  TapUnit at(unit, P.plan);
-  TapExtent extent(at, P.plan, kPool);
+  const TapPlan& plan = P.plan;
+  Team team(0, 4);
+  if (unit >= plan.units || !team.has_me()) return;
+  TapUnit at(unit, plan);
+  TapExtent extent(at, plan);
+  int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   const T* image = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b;
-  start_run(rooms.u, image + extent.u, extent.u_count, image, image + P.plan.shape.channels * pixels_of(P.plan.shape), cache_policy(from_here(P.stream)));
+  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels, cache_policy(from_here(P.stream)));
 }
 
-// Writes a unit of m and the mask from there.
+// Writes a unit of m and the mask from there, by the other warps.
 template <class T, bool kPool>
 __device__ __forceinline__ void store_unit(const TapParams& P, const TapRooms& rooms, uint32_t unit) {
-  const TapShape& s = P.plan.shape;
-  TapUnit at(unit, P.plan);
-  TapExtent extent(at, P.plan, kPool);
-  int64_t channels = int64_t(at.group) * s.channels;
+  const TapPlan& plan = P.plan;
+  Team of_m(4, 2), of_mask(6, 2);
+  if (!of_m.has_me() && !of_mask.has_me()) return;
+  TapUnit at(unit, plan);
+  TapExtent extent(at, plan);
+  int out = int(plan.shape.height / 2) * int(plan.shape.width / 2), most_m = plan.staged.m, most_mask = plan.staged.mask;
+  int64_t channels = int64_t(at.group) * plan.shape.channels;
   uint64_t policy = cache_policy(from_here(P.stream));
   auto plain = [](char* p, const Vector<uint32_t, 4>& chunk) { *reinterpret_cast<Vector<uint32_t, 4>*>(p) = chunk; };
-  auto stream = [&](char* p, const Vector<uint32_t, 4>& chunk) { store_stream(p, chunk, policy); };
-  if constexpr (kPool) store_run(static_cast<T*>(P.m) + channels * (s.height / 2 * (s.width / 2)) + extent.m, rooms.m, extent.m_count, plain);
-  if (P.mask) store_run(P.mask + channels * P.plan.positions + extent.mask, rooms.mask, extent.mask_count, stream);
+  auto stream = [&](char* p, Vector<uint32_t, 4> chunk) { store_stream(p, chunk, policy); };
+  if (kPool && of_m.has_me()) store_run(of_m, static_cast<T*>(P.m) + channels * out + extent.begin(most_m, out), rooms.m, extent.count(most_m, out), plain);
+  if (P.mask && of_mask.has_me())
+    store_run(of_mask, P.mask + channels * plan.positions + extent.begin(most_mask, plan.positions), rooms.mask, extent.count(most_mask, plan.positions), stream);
+}
+
+template <class T>
+inline int tap_planes_shared(const TapPlan& plan, bool staged) {
+  return tap_shared_bytes(plan.lanes * plan.slab, staged ? &plan.staged : nullptr, sizeof(T));
 }
 
 template <class T, bool kPool, TapPath kPath, bool kMask>
@@ -226,18 +238,19 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
   const TapPlan& plan = P.plan;
   const TapShape& s = plan.shape;
   TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
-  TapRooms rooms(shared, plan.lanes * plan.slab, plan.staged);
+  TapRooms rooms(shared, plan.lanes * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
   const bool masked = kPath == TapPath::Wide ? kMask : P.mask != nullptr;
 
   // Several planes at once, each by its threads
   int at_once = kTapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
-  if constexpr (kStaged) start_unit<T, kPool>(P, rooms, blockIdx.x);
+  if constexpr (kStaged) start_unit<T>(P, rooms, blockIdx.x);
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     TapUnit at(unit, plan);
-    TapExtent extent(at, plan, kPool);
-    int64_t image = at.group, out = s.height / 2 * (s.width / 2);
+    TapExtent extent(at, plan);
+    int64_t image = at.group;
+    int out = int(s.height / 2) * int(s.width / 2), pixels = int(pixels_of(s));
     T* m = static_cast<T*>(P.m) + image * s.channels * out;
     uint8_t* mask = P.mask + image * s.channels * plan.positions;
     const T* u = static_cast<const T*>(P.u) + image * P.stride_b;
@@ -247,21 +260,21 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
       TapPlane<T, kPath> from{};
       int access = P.access, first = extent.first + lane * (kPool ? kTileWindows<T> : 1);
       if constexpr (kStaged) {
-        const T* copy = run_in(rooms.u, u + extent.u);
-        from.u = copy + plane * int(pixels_of(s)) - extent.from_u, from.stride_h = int(s.width), from.stride_w = 1;
-        access = alignment_of(copy, int(pixels_of(s)) * int(sizeof(T)));
-        if constexpr (kPool)
-          from.m = run_in(rooms.m, m + extent.m) + plane * int(out) - extent.from_m;
-        if (masked) from.mask = run_in(rooms.mask, mask + extent.mask) + plane * plan.positions - extent.first;
+        const TapRuns& most = plan.staged;
+        const T* copy = run_in(rooms.u, u, extent.begin(most.u, pixels));
+        from.u = copy + plane * pixels - extent.skipped(most.u), from.stride_h = int(s.width), from.stride_w = 1;
+        access = alignment_of(copy, pixels * int(sizeof(T)));
+        if constexpr (kPool) from.m = run_in(rooms.m, m, extent.begin(most.m, out)) + plane * out - extent.skipped(most.m);
+        if (masked) from.mask = run_in(rooms.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
       } else {
         int64_t channel = extent.channel + plane;
         from.u = u + channel * P.stride_c, from.stride_h = P.stride_h, from.stride_w = P.stride_w;
         from.m = m + channel * out;
         if (masked) from.mask = mask + channel * plan.positions;
       }
-      float one[kPer<T>];
+      float one[kPer<T>], shift = P.shift ? load_as_float(P.shift, P.shift_dtype, (extent.channel + plane) * P.shift_stride) : -0.0f;
 #pragma unroll
-      for (int k = 0; k < kPer<T>; ++k) one[k] = P.shift ? load_as_float(P.shift, P.shift_dtype, (extent.channel + plane) * P.shift_stride) : -0.0f;
+      for (int k = 0; k < kPer<T>; ++k) one[k] = shift;
       from.shift = Packed<T>::pack(one), from.policy = policy;
       if constexpr (kPool && kPath == TapPath::Wide)
         return sum_wide_tiles<T, kMask>(from, plan, first, extent.last);
@@ -283,10 +296,10 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
     }
     __syncthreads();  // sums, m and the mask are complete, and nobody reads u any more
     if constexpr (kStaged) {
-      start_unit<T, kPool>(P, rooms, unit + gridDim.x);
+      start_unit<T>(P, rooms, unit + gridDim.x);
       store_unit<T, kPool>(P, rooms, uint32_t(from_here(int(unit))));
     }
-    finish_means(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
+    finish_means(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, 1, plan.lanes);
   }
 }
 

@@ -16,8 +16,8 @@ constexpr int kTapThreads = 256;
 // Elements of a thread's piece: 16 bytes, or what fills a byte of the mask.
 constexpr int tap_vector(DType dtype, bool max_pool) { return max_pool ? int(16 / element_size(dtype)) : 8; }
 
-// What a unit of u may take of a block's shared memory. With m, the mask, dp and sums that makes up to 32 KB, so that 100 KB hold three blocks.
-constexpr int64_t kTapStagedBytes = 16 << 10;
+// What a unit of u may take of a block's shared memory. With m, the mask, dp and sums that makes up to 49 KB: two blocks have 100 KB, three 164.
+constexpr int64_t kTapStagedBytes = 28 << 10;
 
 // How u, m, dm, du and the mask are reached; the bits are the same.
 enum class TapPath : int32_t {
@@ -26,9 +26,9 @@ enum class TapPath : int32_t {
   Staged,  // NCHW whose planes follow each other: through shared memory, in which units arrive and which they leave by 16 bytes
 };
 
-// Bytes of one unit, at most.
+// Elements of one unit, at most, and of every part of a plane but its last.
 struct TapRuns {
-  int64_t u, m, mask;
+  int32_t u, m, mask;
 };
 
 // n / divisor for 0 <= n < 2^31 without a division.
@@ -46,10 +46,11 @@ struct TapPlan {
   int32_t positions;    // of one image: windows or pixels; NCHW, mean only: pieces
   int32_t part_size;    // positions of a unit
   int32_t parts, slabs;
+  Divider by_parts, by_slabs;
   uint32_t units;
   Divider row;          // positions of a row; NCHW, mean only: elements of a row
   float pixels, mean;   // H W and 1 / (H W)
-  TapRuns staged;       // NCHW
+  TapRuns staged;       // NCHW units that fit into shared memory; else zeros
 };
 
 struct TapParams {

@@ -11,6 +11,7 @@ constexpr int64_t kSteps = 4;           // positions that a thread takes from a 
 constexpr int64_t kManyParts = 32;      // more units than this
 constexpr int64_t kPlaneSteps = 16;     // NCHW, tiles of a thread: from there on a plane is cut
 constexpr int64_t kMostParts = 1024;
+constexpr int64_t kUnitCost = 5;        // staged: of barriers, copies and sums
 constexpr int64_t kMostRounds = 4;      // planes that follow each other in a thread
 
 Divider divider(int64_t divisor) {
@@ -48,13 +49,14 @@ void cut_planes(TapPlan& plan) {
   bool ragged = (plan.max_pool ? s.width : s.pixels()) % vector;
   int64_t slab = 1, lanes = kTapThreads, part_size = positions;
   if (ragged && plane_bytes <= kTapStagedBytes) {
-    // Whole planes: the most pieces for the steps of all threads, a unit's barriers counted as a step
+    // Whole planes: the most pieces for what a unit costs, in thirds of a thread's step
     for (int64_t steps = 1, best = 0, best_of = 1; steps <= kPlaneSteps; ++steps) {
       int64_t threads = ceil_of(pieces, steps), most = kTapStagedBytes / plane_bytes;
       if (threads > kTapThreads) continue;
       int64_t planes = std::min(kTapThreads / threads, most), rounds = std::min(most / planes, kMostRounds);
-      if (planes * rounds * pieces * best_of <= best * (steps * rounds + 1)) continue;
-      best = planes * rounds * pieces, best_of = steps * rounds + 1, slab = planes * rounds, lanes = threads;
+      int64_t cost = kUnitCost + rounds * (3 * steps + 1);
+      if (planes * rounds * pieces * best_of <= best * cost) continue;
+      best = planes * rounds * pieces, best_of = cost, slab = planes * rounds, lanes = threads;
     }
     slab = ceil_of(s.channels, ceil_of(s.channels, slab));
   } else if (ragged && row_bytes <= kTapStagedBytes) {
@@ -73,10 +75,10 @@ void cut_planes(TapPlan& plan) {
   // What a unit's planes, or its part of one, take at most
   int64_t planes = std::min(slab, s.channels), u = s.pixels() * planes, m = plan.max_pool ? (s.height / 2) * (s.width / 2) * planes : 0, mask = positions * planes;
   if (plan.parts > 1) {
-    int64_t pairs = ceil_of(plan.part_size, s.windows_w()) + (plan.part_size % s.windows_w() ? 1 : 0);
-    u = std::min(u, plan.max_pool ? pairs * 2 * s.width : plan.part_size * vector), m = std::min(m, pairs * (s.width / 2)), mask = plan.part_size;
+    int64_t pairs = plan.part_size / s.windows_w();
+    u = plan.max_pool ? pairs * 2 * s.width : plan.part_size * vector, m = plan.max_pool ? pairs * (s.width / 2) : 0, mask = plan.part_size;
   }
-  plan.staged = TapRuns{u * size, m * size, mask};
+  if (u * size <= kTapStagedBytes && (ragged || plan.parts == 1)) plan.staged = {int32_t(u), int32_t(m), int32_t(mask)};
 }
 
 }  // namespace
@@ -95,7 +97,7 @@ TapPlan plan_tap_units(const TapShape& s, DType dtype, bool max_pool, const char
     cut_planes(plan);
   int64_t slabs = ceil_of(s.channels, plan.slab), units = ceil_of(s.batch, plan.images) * slabs * plan.parts;
   STD_TORCH_CHECK(units < int64_t(1) << 31, op, ": too many maps for one launch, got B = ", s.batch, " and C = ", s.channels);
-  plan.slabs = int32_t(slabs), plan.units = uint32_t(units);
+  plan.slabs = int32_t(slabs), plan.units = uint32_t(units), plan.by_slabs = divider(slabs), plan.by_parts = divider(plan.parts);
   return plan;
 }
 

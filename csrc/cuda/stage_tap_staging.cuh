@@ -9,11 +9,13 @@ namespace interflow {
 constexpr int kChunk = 16;
 
 // What a run of so many bytes takes, wherever it begins.
-__host__ __device__ constexpr int run_room(int64_t bytes) { return int((bytes + 2 * kChunk - 2) / kChunk * kChunk); }
+__host__ __device__ constexpr int run_room(int bytes) { return (bytes + 2 * kChunk - 2) / kChunk * kChunk; }
 
-// Where in a room the run begins.
+// Where in a room the run begins that has its first element `offset` behind p.
 template <class T>
-__device__ __forceinline__ T* run_in(unsigned char* room, const T* run) { return reinterpret_cast<T*>(room + (reinterpret_cast<uintptr_t>(run) & (kChunk - 1))); }
+__device__ __forceinline__ T* run_in(unsigned char* room, const T* p, int64_t offset) {
+  return reinterpret_cast<T*>(room + ((uint32_t(reinterpret_cast<uintptr_t>(p)) + uint32_t(offset) * uint32_t(sizeof(T))) & (kChunk - 1)));
+}
 
 // The largest power of two up to 16 that divides an address and a distance.
 __device__ __forceinline__ int alignment_of(const void* p, int bytes) {
@@ -22,75 +24,77 @@ __device__ __forceinline__ int alignment_of(const void* p, int bytes) {
 }
 
 // --- what a unit covers ------------------------------------------------------------------------------------------------------------
-// Counts in elements of each run, from the beginning of the image on.
+// The runs of a unit: several planes, or a part of one.
 struct TapExtent {
-  int first, last;    // positions of each plane
-  int planes;
-  int64_t channel, u, m, mask;
-  int from_u, from_m; // of the first plane
-  int u_count, m_count, mask_count;
+  int64_t channel;   // of the first plane
+  int planes, part;
+  int first, last;   // positions of each plane
 
-  __device__ __forceinline__ TapExtent(const TapUnit& at, const TapPlan& plan, bool pool) {
-    const TapShape& s = plan.shape;
-    int height = int(s.height), width = int(s.width), pixels = height * width, out_w = width / 2, out = height / 2 * out_w, row = int(plan.row.divisor);
-    channel = int64_t(at.slab) * plan.slab, planes = int(min(int64_t(plan.slab), s.channels - channel));
-    first = int(at.part) * plan.part_size, last = min(plan.positions, first + plan.part_size);
-    int end_u, end_m = 0;
-    if (pool) {
-      int from_h = int(divide(uint32_t(first), plan.row)), end_h = int(divide(uint32_t(last + row - 1), plan.row));  // parts are pairs of rows
-      from_u = 2 * from_h * width, end_u = min(2 * end_h, height) * width;
-      from_m = from_h * out_w, end_m = min(end_h * out_w, out);
-    } else {
-      from_u = first * 8, end_u = min(pixels, last * 8), from_m = 0;
-    }
-    u = channel * pixels + from_u, m = channel * out + from_m, mask = channel * plan.positions + first;
-    u_count = (planes - 1) * pixels + end_u - from_u, m_count = (planes - 1) * out + end_m - from_m, mask_count = (planes - 1) * plan.positions + last - first;
-  }
+  __device__ __forceinline__ TapExtent(const TapUnit& at, const TapPlan& plan)
+      : channel(int64_t(at.slab) * plan.slab), planes(int(min(int64_t(plan.slab), plan.shape.channels - channel))), part(int(at.part)),
+        first(part * plan.part_size), last(min(plan.positions, first + plan.part_size)) {}
+
+  // Where in its first plane a run begins, and how long it is, in elements. most: of one unit; of_plane: all elements of a plane.
+  __device__ __forceinline__ int skipped(int most) const { return part * most; }
+  __device__ __forceinline__ int count(int most, int of_plane) const { return min(most, planes * of_plane - part * most); }
+  // That begin, from the image's first element on.
+  __device__ __forceinline__ int64_t begin(int most, int of_plane) const { return channel * of_plane + skipped(most); }
 };
 
 // Rooms of a block's shared memory, behind the rows of sums.
 struct TapRooms {
   unsigned char *u, *m, *mask;
-  __device__ __forceinline__ TapRooms(TapShared& shared, int rows, const TapRuns& most) {
+  __device__ __forceinline__ TapRooms(TapShared& shared, int rows, const TapRuns& most, int size) {
     u = reinterpret_cast<unsigned char*>(shared.rows() + (rows + 3) / 4 * 4);
-    m = u + run_room(most.u), mask = m + run_room(most.m);
+    m = u + run_room(most.u * size), mask = m + run_room(most.m * size);
   }
 };
 
-inline int tap_shared_bytes(int rows, const TapRuns* most = nullptr) {
-  return int(sizeof(TapShared)) + (rows + 3) / 4 * 16 + (most ? run_room(most->u) + run_room(most->m) + run_room(most->mask) : 0);
+inline int tap_shared_bytes(int rows, const TapRuns* most = nullptr, int size = 0) {
+  return int(sizeof(TapShared)) + (rows + 3) / 4 * 16 + (most ? run_room(most->u * size) + run_room(most->m * size) + run_room(most->mask) : 0);
 }
 
 // --- coming and going --------------------------------------------------------------------------------------------------------------
-// Begins to copy a run of `count` elements; [lowest, highest) may be read. Chunks that are not inside are copied by elements.
-template <class T>
-__device__ __forceinline__ void start_run(unsigned char* room, const T* run, int count, const T* lowest, const T* highest, uint64_t policy) {
-  int skip = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = skip + count * int(sizeof(T));
-  const char* from = reinterpret_cast<const char*>(run) - skip;
-  int64_t before = reinterpret_cast<const char*>(lowest) - from, behind = reinterpret_cast<const char*>(highest) - from;
-  for (int at = int(threadIdx.x) * kChunk; at < end; at += kTapThreads * kChunk) {
-    if (at >= before && at + kChunk <= behind) {
-      copy_async<kChunk>(room + at, from + at, policy);
-    } else {
-#pragma unroll 1
-      for (int i = max(at, skip); i < min(at + kChunk, end); i += int(sizeof(T))) *reinterpret_cast<T*>(room + i) = *reinterpret_cast<const T*>(from + i);
-    }
+// Warps that move a run together while others do something else: what is computed for each run is computed by few.
+struct Team {
+  int thread, threads;
+  __device__ __forceinline__ Team(int first_warp, int warps) : thread(int(threadIdx.x) - first_warp * kWarp), threads(warps * kWarp) {}
+  __device__ __forceinline__ bool has_me() const { return thread >= 0 && thread < threads; }
+};
+
+// Bytes of a run, counted from the chunk on in which it begins; chunks [whole, whole_end) move whole, the elements beside them one by one.
+struct RunBytes {
+  int begin, end, whole, whole_end;
+  template <class One>
+  __device__ __forceinline__ void beside(int thread, int size, One one) const {
+    int at = thread * size, head = begin + at, tail = max(whole, whole_end) + at;
+    if (head < min(whole, end)) one(head);
+    if (tail < end) one(tail);
   }
+};
+
+// Begins to copy a run of `count` elements; [lowest, highest) may be read.
+template <class T>
+__device__ __forceinline__ void start_run(const Team& team, unsigned char* room, const T* run, int count, const T* lowest, const T* highest, uint64_t policy) {
+  int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T)), rounded = (end + kChunk - 1) & -kChunk;
+  const char* from = reinterpret_cast<const char*>(run) - begin;
+  bool low = from >= reinterpret_cast<const char*>(lowest), high = from + rounded <= reinterpret_cast<const char*>(highest);
+  RunBytes bytes{begin, end, low ? 0 : kChunk, high ? rounded : end & -kChunk};
+#pragma unroll 2
+  for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk) copy_async<kChunk>(room + at, from + at, policy);
+  if (!(low && high)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(room + at) = *reinterpret_cast<const T*>(from + at); });
 }
 
 // Writes a run of `count` elements.
 template <class T, class Store>
-__device__ __forceinline__ void store_run(T* run, const unsigned char* room, int count, Store store) {
-  int skip = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = skip + count * int(sizeof(T));
-  char* to = reinterpret_cast<char*>(run) - skip;
-  for (int at = int(threadIdx.x) * kChunk; at < end; at += kTapThreads * kChunk) {
-    if (at >= skip && at + kChunk <= end) {
-      store(to + at, *reinterpret_cast<const Vector<uint32_t, 4>*>(room + at));
-    } else {
-#pragma unroll 1
-      for (int i = max(at, skip); i < min(at + kChunk, end); i += int(sizeof(T))) *reinterpret_cast<T*>(to + i) = *reinterpret_cast<const T*>(room + i);
-    }
-  }
+__device__ __forceinline__ void store_run(const Team& team, T* run, const unsigned char* room, int count, Store store) {
+  int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T));
+  char* to = reinterpret_cast<char*>(run) - begin;
+  RunBytes bytes{begin, end, begin ? kChunk : 0, end & -kChunk};
+#pragma unroll 2
+  for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
+    store(to + at, *reinterpret_cast<const Vector<uint32_t, 4>*>(room + at));
+  if ((begin | end) & (kChunk - 1)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(to + at) = *reinterpret_cast<const T*>(room + at); });
 }
 
 }  // namespace interflow

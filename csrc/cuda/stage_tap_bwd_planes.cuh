@@ -46,21 +46,30 @@ __device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plan
   }
 }
 
-// The same window by window. pairs: two neighbours of a row may be written at once.
+// The same window by window. access: bytes that may be written at once, where rows are as long.
 template <class T, bool kStaged>
-__device__ __forceinline__ void place_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, bool pairs, TapGradient<T>& gradient) {
+__device__ __forceinline__ void place_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, int access, TapGradient<T>& gradient) {
   int height = int(plan.shape.height), width = int(plan.shape.width), odd = width % 2;  // m has as many windows fewer in a row
-  int whole = pairs && !odd ? min(last, height / 2 * int(plan.row.divisor)) : 0;        // windows before have all four elements
-  auto tile = [&](auto is_whole, int window) {
-    constexpr bool kWhole = decltype(is_whole)::value;
+  int together = windows_together(access, width, plane.dm, plane.mask);
+  int whole = together ? min(last, height / 2 * int(plan.row.divisor)) : 0;  // windows before have all four elements
+  auto tile = [&](auto windows_at_once, int window) {
+    constexpr int kTogether = decltype(windows_at_once)::value, kStep = kTogether == 0 ? 1 : kTogether;
+    constexpr bool kWhole = kTogether > 0;
 
     // Load
     TileBytes<T> bytes{};
     uint32_t dm[2] = {};
-    walk_tile<T>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t inside) {
-      if (kWhole || inside) bytes[i] = plane.mask[window + i];
+    walk_tile<T, kStep>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t inside) {
+      if constexpr (kTogether == 2) {
+        auto two = *reinterpret_cast<const Vector<uint8_t, 2>*>(plane.mask + window + i);
+        bytes[i] = two[0], bytes[i + 1] = two[1];
+      } else if (kWhole || inside) {
+        bytes[i] = plane.mask[window + i];
+      }
       if (!plane.has_dm || !(kWhole || inside == 15)) return;
-      if constexpr (kStaged)
+      if constexpr (kTogether == 2)
+        dm[i / 2] = *reinterpret_cast<const uint32_t*>(plane.dm + window + i);
+      else if constexpr (kStaged)
         set_element<T>(dm, i, reinterpret_cast<const Bits<T>*>(plane.dm)[window + i - h * odd]);
       else
         set_element<T>(dm, i, load_cached<Bits<T>>(plane.dm + h * plane.dm_stride_h + w * plane.dm_stride_w));
@@ -69,15 +78,16 @@ __device__ __forceinline__ void place_tiles(const TapPlaneBackward<T>& plane, co
     // Choose, store
     uint32_t d[2][kTileWords];
     place_tile(d, bytes, dm, gradient);
-    walk_tile<T>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t inside) {
+    walk_tile<T, kStep>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t inside) {
       T* corner = plane.du + (kStaged ? 2 * h * width : int64_t(2 * h) * width) + 2 * w;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if constexpr (kWhole) {
-          Pair<T> pair;
-#pragma unroll
-          for (int q = 0; q < 2 / kPer<T>; ++q) pair[q] = d[r][i * 2 / kPer<T> + q];
-          *reinterpret_cast<Pair<T>*>(corner + r * width) = pair;
+          const uint32_t* words = d[r] + i * 2 / kPer<T>;
+          if constexpr (2 * kStep / kPer<T> == 2)
+            *reinterpret_cast<uint64_t*>(corner + r * width) = uint64_t(words[1]) << 32 | words[0];  // as one number: else the compiler stores two
+          else
+            *reinterpret_cast<uint32_t*>(corner + r * width) = words[0];
         } else {
 #pragma unroll
           for (int c = 0; c < 2; ++c)
@@ -87,10 +97,12 @@ __device__ __forceinline__ void place_tiles(const TapPlaneBackward<T>& plane, co
     });
   };
   for (int i = first; i < last; i += plan.lanes * kTileWindows<T>) {
-    if (i + kTileWindows<T> <= whole)
-      tile(std::true_type{}, i);
+    if (i + kTileWindows<T> > whole)
+      tile(std::integral_constant<int, 0>{}, i);
+    else if (kStaged && sizeof(T) == 2 && together == 2)
+      tile(std::integral_constant<int, sizeof(T) == 2 ? 2 : 1>{}, i);
     else
-      tile(std::false_type{}, i);
+      tile(std::integral_constant<int, 1>{}, i);
   }
 }
 
@@ -217,7 +229,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
       if constexpr (kPool && kPath == TapPath::Wide)
         place_wide_tiles(to, plan, first, extent.last, P.dm_wide, gradient);
       else if constexpr (kPool)
-        place_tiles<T, kStaged>(to, plan, first, extent.last, access >= 2 * int(sizeof(T)), gradient);
+        place_tiles<T, kStaged>(to, plan, first, extent.last, access, gradient);
       else
         place_pieces<T, kPath == TapPath::Wide>(to, plan, first, extent.last, access, gradient);
       float sum = gradient.sum(0);

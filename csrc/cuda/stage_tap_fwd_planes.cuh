@@ -24,10 +24,10 @@ struct TapPlane {
     else
       return load_cached<Chunk>(p);
   }
-  template <class Byte>
-  __device__ __forceinline__ void write_mask(int i, const Byte& bytes) const {
+  template <class Bytes>
+  __device__ __forceinline__ void write_mask(int i, const Bytes& bytes) const {
     if constexpr (kPath == TapPath::Staged)
-      mask[i] = bytes;
+      *reinterpret_cast<Bytes*>(mask + i) = bytes;
     else
       store_stream(mask + i, bytes, policy);
   }
@@ -75,26 +75,28 @@ __device__ __forceinline__ float sum_wide_tiles(const TapPlane<T, TapPath::Wide>
   return sum;
 }
 
-// The same window by window. pairs: two neighbours of a row may be read at once.
+// The same window by window. access: bytes that may be read at once, where rows are as long.
 template <class T, TapPath kPath>
-__device__ __forceinline__ float sum_tiles(const TapPlane<T, kPath>& plane, const TapPlan& plan, int first, int last, bool pairs) {
+__device__ __forceinline__ float sum_tiles(const TapPlane<T, kPath>& plane, const TapPlan& plan, int first, int last, int access) {
   using Step = typename TapPlane<T, kPath>::Step;
   float sum = 0;
   int height = int(plan.shape.height), width = int(plan.shape.width), odd = width % 2;  // m has as many windows fewer in a row
-  int whole = pairs && !odd ? min(last, height / 2 * int(plan.row.divisor)) : 0;        // windows before have all four elements
-  auto tile = [&](auto is_whole, int window) {
-    constexpr bool kWhole = decltype(is_whole)::value;
+  int together = windows_together(access, width, plane.m, plane.mask);
+  int whole = together ? min(last, height / 2 * int(plan.row.divisor)) : 0;  // windows before have all four elements
+  auto tile = [&](auto windows_at_once, int window) {
+    constexpr int kTogether = decltype(windows_at_once)::value, kStep = kTogether == 0 ? 1 : kTogether;
+    constexpr bool kWhole = kTogether > 0;
 
     // Load
     uint32_t x[2][kTileWords] = {}, inside = kWhole ? kWholeTile : 0;
-    walk_tile<T>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t of_window) {
+    walk_tile<T, kStep>(window, last, height, width, plan.row, [&](int i, int h, int w, uint32_t of_window) {
       const T* corner = plane.u + 2 * h * plane.stride_h + 2 * w * plane.stride_w;
       if constexpr (kWhole) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          auto pair = plane.template read<Pair<T>>(corner + r * plane.stride_h);
+          auto words = plane.template read<Neighbours<T, kStep>>(corner + r * plane.stride_h);
 #pragma unroll
-          for (int q = 0; q < 2 / kPer<T>; ++q) x[r][i * 2 / kPer<T> + q] = pair[q];
+          for (int q = 0; q < 2 * kStep / kPer<T>; ++q) x[r][i * 2 / kPer<T> + q] = words[q];
         }
       } else {
         inside |= of_window << (4 * i);
@@ -108,24 +110,34 @@ __device__ __forceinline__ float sum_tiles(const TapPlane<T, kPath>& plane, cons
 
     // Store
     auto store_m = [&](int i, int at) { reinterpret_cast<Bits<T>*>(plane.m)[at] = Bits<T>(element_of<T>(tile.m, i)); };
-    if constexpr (kWhole) {
+    if constexpr (kTogether == 2) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) *reinterpret_cast<uint32_t*>(plane.m + window + 2 * q) = tile.m[q];
+    } else if constexpr (kWhole) {
 #pragma unroll
       for (int i = 0; i < kTileWindows<T>; ++i) store_m(i, window + i);
     } else {
-      walk_tile<T>(window, last, height, width, plan.row, [&](int i, int h, int, uint32_t of_window) {
+      walk_tile<T, 1>(window, last, height, width, plan.row, [&](int i, int h, int, uint32_t of_window) {
         if (of_window == 15) store_m(i, window + i - h * odd);
       });
     }
     if (plane.mask)
 #pragma unroll
-      for (int i = 0; i < kTileWindows<T>; ++i)
-        if (kWhole || window + i < last) plane.write_mask(window + i, tile.mask[i]);
+      for (int i = 0; i < kTileWindows<T>; i += kStep)
+        if (kWhole || window + i < last) {
+          if constexpr (kTogether == 2)
+            plane.write_mask(window + i, Vector<uint8_t, 2>{tile.mask[i], tile.mask[i + 1]});
+          else
+            plane.write_mask(window + i, tile.mask[i]);
+        }
   };
   for (int i = first; i < last; i += plan.lanes * kTileWindows<T>) {
-    if (i + kTileWindows<T> <= whole)
-      tile(std::true_type{}, i);
+    if (i + kTileWindows<T> > whole)
+      tile(std::integral_constant<int, 0>{}, i);
+    else if (kPath == TapPath::Staged && sizeof(T) == 2 && together == 2)
+      tile(std::integral_constant<int, sizeof(T) == 2 ? 2 : 1>{}, i);
     else
-      tile(std::false_type{}, i);
+      tile(std::integral_constant<int, 1>{}, i);
   }
   return sum;
 }
@@ -279,7 +291,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
       if constexpr (kPool && kPath == TapPath::Wide)
         return sum_wide_tiles<T, kMask>(from, plan, first, extent.last);
       else if constexpr (kPool)
-        return sum_tiles(from, plan, first, extent.last, access >= 2 * int(sizeof(T)));
+        return sum_tiles(from, plan, first, extent.last, access);
       else
         return sum_pieces(from, plan, first, extent.last, access, P.runs);
     };

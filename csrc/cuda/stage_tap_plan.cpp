@@ -49,16 +49,15 @@ void cut_planes(TapPlan& plan) {
   bool ragged = (plan.max_pool ? s.width : s.pixels()) % vector;
   int64_t slab = 1, lanes = kTapThreads, part_size = positions;
   if (ragged && plane_bytes <= kTapStagedBytes) {
-    // Whole planes: the most pieces for what a unit costs, in thirds of a thread's step
+    // Whole planes, the most for what a unit costs, in thirds of a thread's step
     for (int64_t steps = 1, best = 0, best_of = 1; steps <= kPlaneSteps; ++steps) {
       int64_t threads = ceil_of(pieces, steps), most = kTapStagedBytes / plane_bytes;
       if (threads > kTapThreads) continue;
-      int64_t planes = std::min(kTapThreads / threads, most), rounds = std::min(most / planes, kMostRounds);
-      int64_t cost = kUnitCost + rounds * (3 * steps + 1);
-      if (planes * rounds * pieces * best_of <= best * cost) continue;
-      best = planes * rounds * pieces, best_of = cost, slab = planes * rounds, lanes = threads;
+      int64_t planes = std::min(kTapThreads / threads, most), slabs = ceil_of(s.channels, planes * std::min(most / planes, kMostRounds));
+      int64_t each = ceil_of(s.channels, slabs), cost = kUnitCost + ceil_of(each, planes) * (3 * steps + 1);
+      if (each * best_of <= best * cost) continue;
+      best = slab = each, best_of = cost, lanes = threads;
     }
-    slab = ceil_of(s.channels, ceil_of(s.channels, slab));
   } else if (ragged && row_bytes <= kTapStagedBytes) {
     // Parts of whole pairs of rows
     part_size = kTapStagedBytes / row_bytes * (grain = plan.max_pool ? s.windows_w() : 1);

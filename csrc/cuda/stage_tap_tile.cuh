@@ -89,8 +89,17 @@ __device__ __forceinline__ void place_tile(uint32_t (&d)[2][kTileWords], const T
 // --- window by window, where rows are not whole tiles ------------------------------------------------------------------------------
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+// Neighbours of a row, of windows that move together.
+template <class T, int kWindows>
+using Neighbours = Vector<uint32_t, 2 * kWindows / kPer<T>>;
+
+// How many windows of whole tiles move together: two of 16-bit types where rows have an even number and all is aligned, one where its rows
+// can be read at once, else none: each element moves alone.
 template <class T>
-using Pair = Vector<uint32_t, 2 / kPer<T>>;  // two neighbours of a row
+__device__ __forceinline__ int windows_together(int access, int width, const T* m, const uint8_t* mask) {
+  if (width % 2 || access < 2 * int(sizeof(T))) return 0;
+  return sizeof(T) == 2 && width % 4 == 0 && access >= 8 && reinterpret_cast<uintptr_t>(m) % 4 == 0 && reinterpret_cast<uintptr_t>(mask) % 2 == 0 ? 2 : 1;
+}
 
 template <class T>
 __device__ __forceinline__ uint32_t element_of(const uint32_t* words, int i) { return kPer<T> == 2 ? words[i / 2] >> (16 * (i % 2)) & 0xffff : words[i]; }
@@ -106,17 +115,18 @@ __device__ __forceinline__ void set_element(uint32_t* words, int i, uint32_t bit
 struct TileWalk {
   int h, w, row;
   __device__ __forceinline__ TileWalk(int window, const Divider& by) : h(int(divide(uint32_t(window), by))), w(window - h * int(by.divisor)), row(int(by.divisor)) {}
-  __device__ __forceinline__ void next() {
-    if (++w == row) w = 0, ++h;
+  __device__ __forceinline__ void next(int by) {
+    if ((w += by) == row) w = 0, ++h;
   }
 };
 
-// The windows from `first` on, less than `last`, of a plane of height x width: visit(i, h, w, inside), where inside has window i's four bits.
-template <class T, class Visit>
+// The windows from `first` on, or every kStep-th, of a plane of height x width: visit(i, h, w, inside), where inside has window i's four bits,
+// none from `last` on.
+template <class T, int kStep, class Visit>
 __device__ __forceinline__ void walk_tile(int first, int last, int height, int width, const Divider& row, Visit visit) {
   TileWalk at(first, row);
 #pragma unroll
-  for (int i = 0; i < kTileWindows<T>; ++i, at.next()) {
+  for (int i = 0; i < kTileWindows<T>; i += kStep, at.next(kStep)) {
     uint32_t inside = first + i < last ? (2 * at.w + 1 < width ? 3u : 1u) : 0;
     visit(i, at.h, at.w, 2 * at.h + 1 < height ? inside * 5 : inside);
   }

@@ -117,6 +117,15 @@ __device__ __forceinline__ void store_stream(void* p, const T& value, uint64_t p
   }
 }
 
+// 16 bytes of global memory, aligned, as usual: in one instruction, whatever the compiler knows of p.
+template <class T>
+__device__ __forceinline__ void store_chunk(void* p, const T& value) {
+  static_assert(sizeof(T) == 16);
+  uint4 v;
+  memcpy(&v, &value, 16);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // What another block of this launch wrote and published: past L1, which is not coherent. T of 4, 8 or 16 bytes.
 template <class T>
 __device__ __forceinline__ T load_shared_result(const T* p) {

@@ -54,7 +54,10 @@ __device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W])
     Vector<uint32_t, kEach> chunk;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
-    *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
+    if constexpr (kEach == 4)
+      store_chunk(static_cast<uint32_t*>(p) + i, chunk);
+    else
+      *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
   }
 }
 

@@ -18,9 +18,10 @@ struct TapPlaneBackward {
 };
 
 // --- 2x2 windows -------------------------------------------------------------------------------------------------------------
-// A thread's tiles, du and the mask by 16 bytes.
+// A thread's tiles, du by 16 bytes and the mask at once.
 template <class T>
-__device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, bool dm_wide, TapGradient<T>& gradient) {
+__device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, bool dm_wide,
+                                                 TapGradient<T>& gradient) {
   int width = int(plan.shape.width);
   for (int window = first; window < last; window += plan.lanes * kTileWindows<T>) {
     int h = int(divide(uint32_t(window), plan.row)), w = window - h * int(plan.row.divisor);
@@ -175,7 +176,7 @@ __device__ __forceinline__ void store_unit(const TapBackwardParams& P, const Tap
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   store_run(team, static_cast<T*>(P.du) + int64_t(at.group) * plan.shape.channels * pixels + extent.begin(most, pixels), rooms.u, extent.count(most, pixels),
-            [](char* p, const Vector<uint32_t, 4>& chunk) { *reinterpret_cast<Vector<uint32_t, 4>*>(p) = chunk; });
+            [](char* p, const Vector<uint32_t, 4>& chunk) { store_chunk(p, chunk); });
 }
 
 template <class T>
@@ -210,7 +211,8 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
     auto sum_of_plane = [&](int plane) {
       if (plane >= extent.planes) return 0.0f;
       int64_t channel = extent.channel + plane;
-      TapPlaneBackward<T> to{du + channel * pixels_of(s), mask + channel * plan.positions, dm + channel * P.dm_stride_c, P.dm != nullptr, P.dm_stride_h, P.dm_stride_w, policy};
+      TapPlaneBackward<T> to{du + channel * pixels, mask + channel * plan.positions, dm + channel * P.dm_stride_c, P.dm != nullptr, P.dm_stride_h,
+                             P.dm_stride_w, policy};
       int access = P.access, first = extent.first + lane * (kPool ? kTileWindows<T> : 1);
       float gp[kPer<T>] = {};
       if constexpr (kStaged) {

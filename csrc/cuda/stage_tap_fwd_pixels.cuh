@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
 #pragma unroll
       for (int i = 0; i < V; ++i) shared.rows()[row * plan.slab + column * V + i] = sums[i];
     __syncthreads();
-    finish_means(P, at, shared, plan.images, plan.lanes);
+    finish_means<false>(P, at, shared, plan.lanes);
   }
 }
 

@@ -218,7 +218,8 @@ __device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& r
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   const T* image = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b;
-  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels, cache_policy(from_here(P.stream)));
+  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels,
+            cache_policy(from_here(P.stream)));
 }
 
 // Writes a unit of m and the mask from there, by the other warps.
@@ -232,11 +233,12 @@ __device__ __forceinline__ void store_unit(const TapParams& P, const TapRooms& r
   int out = int(plan.shape.height / 2) * int(plan.shape.width / 2), most_m = plan.staged.m, most_mask = plan.staged.mask;
   int64_t channels = int64_t(at.group) * plan.shape.channels;
   uint64_t policy = cache_policy(from_here(P.stream));
-  auto plain = [](char* p, const Vector<uint32_t, 4>& chunk) { *reinterpret_cast<Vector<uint32_t, 4>*>(p) = chunk; };
-  auto stream = [&](char* p, Vector<uint32_t, 4> chunk) { store_stream(p, chunk, policy); };
+  auto plain = [](char* p, const Vector<uint32_t, 4>& chunk) { store_chunk(p, chunk); };
+  auto stream = [&](char* p, const Vector<uint32_t, 4>& chunk) { store_stream(p, chunk, policy); };
   if (kPool && of_m.has_me()) store_run(of_m, static_cast<T*>(P.m) + channels * out + extent.begin(most_m, out), rooms.m, extent.count(most_m, out), plain);
   if (P.mask && of_mask.has_me())
-    store_run(of_mask, P.mask + channels * plan.positions + extent.begin(most_mask, plan.positions), rooms.mask, extent.count(most_mask, plan.positions), stream);
+    store_run(of_mask, P.mask + channels * plan.positions + extent.begin(most_mask, plan.positions), rooms.mask, extent.count(most_mask, plan.positions),
+              stream);
 }
 
 template <class T>
@@ -311,7 +313,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPat
       start_unit<T>(P, rooms, unit + gridDim.x);
       store_unit<T, kPool>(P, rooms, uint32_t(from_here(int(unit))));
     }
-    finish_means(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, 1, plan.lanes);
+    finish_means<true>(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }
 }
 

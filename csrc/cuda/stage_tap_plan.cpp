@@ -35,7 +35,8 @@ void cut_pixels(TapPlan& plan) {
   int64_t vector = tap_vector(plan.dtype, plan.max_pool), vectors = ceil_of(s.channels, vector), columns = ceil_of(vectors, ceil_of(vectors, kVectorsAtOnce));
   int64_t positions = plan.max_pool ? s.windows_h() * s.windows_w() : s.pixels(), lanes = std::min(positions, kTapThreads / columns);
   int64_t images = std::max<int64_t>(1, kTapThreads / (columns * lanes)), step = lanes * (plan.max_pool ? 1 : 4);
-  cut_positions(plan, positions, step * std::clamp(positions / (step * kManyParts), plan.max_pool ? kSteps : kSteps / 2, 2 * kSteps), 1);  // the mean alone: small maps
+  int64_t least = plan.max_pool ? kSteps : kSteps / 2;  // the mean alone is taken of small maps
+  cut_positions(plan, positions, step * std::clamp(positions / (step * kManyParts), least, 2 * kSteps), 1);
   plan.slab = int32_t(columns * vector), plan.lanes = int32_t(lanes), plan.images = plan.parts > 1 ? 1 : int32_t(images);
   plan.row = divider(plan.max_pool ? s.windows_w() : s.width);
 }
@@ -72,7 +73,8 @@ void cut_planes(TapPlan& plan) {
   plan.row = divider(plan.max_pool ? s.windows_w() : s.width);
 
   // What a unit's planes, or its part of one, take at most
-  int64_t planes = std::min(slab, s.channels), u = s.pixels() * planes, m = plan.max_pool ? (s.height / 2) * (s.width / 2) * planes : 0, mask = positions * planes;
+  int64_t planes = std::min(slab, s.channels), u = s.pixels() * planes, mask = positions * planes;
+  int64_t m = plan.max_pool ? (s.height / 2) * (s.width / 2) * planes : 0;
   if (plan.parts > 1) {
     int64_t pairs = plan.part_size / s.windows_w();
     u = plan.max_pool ? pairs * 2 * s.width : plan.part_size * vector, m = plan.max_pool ? pairs * (s.width / 2) : 0, mask = plan.part_size;

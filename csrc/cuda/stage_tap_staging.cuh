@@ -78,10 +78,11 @@ template <class T>
 __device__ __forceinline__ void start_run(const Team& team, unsigned char* room, const T* run, int count, const T* lowest, const T* highest, uint64_t policy) {
   int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T)), rounded = (end + kChunk - 1) & -kChunk;
   const char* from = reinterpret_cast<const char*>(run) - begin;
-  bool low = from >= reinterpret_cast<const char*>(lowest), high = from + rounded <= reinterpret_cast<const char*>(highest);
+  bool low = from >= reinterpret_cast<const char*>(lowest), high = from + rounded <= reinterpret_cast<const char*>(highest);  // may be read
   RunBytes bytes{begin, end, low ? 0 : kChunk, high ? rounded : end & -kChunk};
 #pragma unroll 2
-  for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk) copy_async<kChunk>(room + at, from + at, policy);
+  for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
+    copy_async<kChunk>(room + at, from + at, policy);
   if (!(low && high)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(room + at) = *reinterpret_cast<const T*>(from + at); });
 }
 
@@ -93,8 +94,9 @@ __device__ __forceinline__ void store_run(const Team& team, T* run, const unsign
   RunBytes bytes{begin, end, begin ? kChunk : 0, end & -kChunk};
 #pragma unroll 2
   for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
-    store(to + at, *reinterpret_cast<const Vector<uint32_t, 4>*>(room + at));
-  if ((begin | end) & (kChunk - 1)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(to + at) = *reinterpret_cast<const T*>(room + at); });
+    store(to + at, Vector<uint32_t, 4>(*reinterpret_cast<const Vector<uint32_t, 4>*>(room + at)));
+  if ((begin | end) & (kChunk - 1))
+    bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(to + at) = *reinterpret_cast<const T*>(room + at); });
 }
 
 }  // namespace interflow

@@ -114,7 +114,8 @@ __device__ __forceinline__ void set_element(uint32_t* words, int i, uint32_t bit
 // Rows and columns of windows that follow each other, from one window on.
 struct TileWalk {
   int h, w, row;
-  __device__ __forceinline__ TileWalk(int window, const Divider& by) : h(int(divide(uint32_t(window), by))), w(window - h * int(by.divisor)), row(int(by.divisor)) {}
+  __device__ __forceinline__ TileWalk(int window, const Divider& by)
+      : h(int(divide(uint32_t(window), by))), w(window - h * int(by.divisor)), row(int(by.divisor)) {}
   __device__ __forceinline__ void next(int by) {
     if ((w += by) == row) w = 0, ++h;
   }

@@ -165,6 +165,12 @@ inline void store_stream(void* p, const T& value, uint64_t) {
 }
 
 template <class T>
+inline void store_chunk(void* p, const T& value) {
+  static_assert(sizeof(T) == 16);
+  emulation::store(p, &value, 16);
+}
+
+template <class T>
 inline T load_shared_result(const T* p) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   T value;

@@ -6,7 +6,7 @@ import cuda_emulation
 import pytest
 import torch
 from cuda_emulation import Edit, assert_caught, copies_of_last_launch, emulated, shared_bytes_of_last_launch
-from test_cuda_stage_tap import DTYPES, FORMS, FORWARD_SOURCES, ONLY_BF16, assert_all_same, displaced, is_nhwc, upstreams
+from test_cuda_stage_tap import DTYPES, FORMS, FORWARD_SOURCES, ONLY_BF16, assert_all_same, cpu_tap, displaced, is_nhwc, upstreams
 
 from interflow_kernels.testing import LAYOUTS, TapCase, in_layout, tap_inputs
 
@@ -135,7 +135,7 @@ def test_blocks_have_room_on_every_gpu(library, max_pool):
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------------------
-PLANES = "csrc/cuda/stage_tap_fwd_planes.cuh"
+PLANES, BACKWARD = "csrc/cuda/stage_tap_fwd_planes.cuh", "csrc/cuda/stage_tap_bwd_planes.cuh"
 MUTANT = [  # all in one library, each for maps of its own
     ONLY_BF16,
     Edit(PLANES, "if constexpr (kStaged) wait_for_copies();", "if (kStaged && s.height != 3) wait_for_copies();"),
@@ -146,7 +146,7 @@ MUTANT = [  # all in one library, each for maps of its own
         "    if (kStaged && s.height == 7) start_unit<T>(P, rooms, unit + gridDim.x);\n    if (s.height != 9) __syncthreads();  //",
     ),
 ]
-UNREAD = r"reads byte \d+ of shared memory.*never written, at stage_tap_(tile|fwd_planes|staging|sums)"
+UNREAD = r"reads byte \d+ of shared memory.*never written, at stage_tap_(tile|fwd_planes|bwd_planes|staging|sums)"
 UNORDERED = r"of shared memory at stage_tap_\w+\.cuh:\d+, which block 0 thread \d+ (reads|writes) at stage_tap_\w+\.cuh:\d+: no barrier orders the two"
 
 
@@ -169,4 +169,34 @@ def test_a_mistake_is_caught(height, says):
     else:
         with emulated(mutant, 1):
             mutant.ops.stage_tap(u, None, True, True)
+        assert copies_of_last_launch(mutant) > 0
+
+
+BACKWARD_FILES = ("library.cpp", "cuda/host.cpp", "cuda/stage_tap_backward.cpp", "cuda/stage_tap_plan.cpp", "cuda/stage_tap_bwd.cu")
+BACKWARD_MUTANT = [
+    Edit("csrc/cuda/stage_tap_bwd.cu", ONLY_BF16.old, ONLY_BF16.new),
+    Edit(BACKWARD, "if constexpr (kStaged) wait_for_copies();", "if (kStaged && s.height != 3) wait_for_copies();"),
+    Edit(
+        BACKWARD,
+        "    __syncthreads();  // sums and du are complete",
+        "    if (kStaged && s.height == 7) start_unit<T, kPool>(P, rooms, dp, unit + gridDim.x);\n    __syncthreads();  //",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("height", "says"),
+    [(3, f"{UNREAD}|has not waited for the copy that it began at stage_tap_(staging|bwd_planes)"), (7, f"{UNREAD}|{UNORDERED}"), (9, None)],
+    ids=["the wait left out", "the next unit's copy before the barrier", "none"],
+)
+def test_a_mistake_in_backward_is_caught(height, says):
+    mutant = cuda_emulation.load([cuda_emulation.ROOT / "csrc" / name for name in BACKWARD_FILES], BACKWARD_MUTANT)
+    u = torch.randn(4, 40, height, 14).bfloat16()
+    dm, dp = upstreams(u, True)
+    mask = cpu_tap(u, None, True, True)[2]
+    if says:
+        assert_caught(mutant, lambda ops: ops.stage_tap_backward(dm, dp, mask, u, True, False, True), f"the backward kernel: .*(?:{says})", blocks=1)
+    else:
+        with emulated(mutant, 1):
+            mutant.ops.stage_tap_backward(dm, dp, mask, u, True, False, True)
         assert copies_of_last_launch(mutant) > 0

@@ -14,13 +14,15 @@ ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 class Promise:
     """Of every kernel whose demangled name matches `kernel`: at most so many registers, and what its machine code holds.
 
-    loads, stores: 16 bytes wide ones are among its accesses to global memory. tensor_cores: matrix instructions are.
+    loads, stores: 16 bytes wide ones are among its accesses to global memory; copies: among its copies from there into shared memory.
+    tensor_cores: matrix instructions are.
     """
 
     kernel: str
     registers: int
     loads: bool = False
     stores: bool = False
+    copies: bool = False
     tensor_cores: bool = False
 
 
@@ -40,6 +42,7 @@ class Kernel:
 
 
 WIDE_LOAD, WIDE_STORE = r"LDG(\.\w+)*\.(128|256)(\.\w+)*", r"STG(\.\w+)*\.(128|256)(\.\w+)*"
+WIDE_COPY = r"LDGSTS(\.\w+)*\.128(\.\w+)*"
 LOCAL_MEMORY = r"(LDL|STL)(\.\w+)*"
 FLOAT_ATOMIC = r"(RED|ATOM|ATOMG|ATOMS|REDG|REDS)(\.\w+)*\.(F16\w*|BF16\w*|F32\w*|F64\w*)(\.\w+)*"
 MATRIX = r"[HIDQ]?G?MMA(\.\w+)*"
@@ -64,6 +67,7 @@ def complaints(kernel: Kernel, promises: Sequence[Promise]) -> list[str]:
             for wanted, pattern, what in (
                 (promise.loads, WIDE_LOAD, "16-byte loads"),
                 (promise.stores, WIDE_STORE, "16-byte stores"),
+                (promise.copies, WIDE_COPY, "16-byte copies into shared memory"),
                 (promise.tensor_cores, MATRIX, "matrix instructions"),
             ):
                 if wanted and not kernel.count(pattern):

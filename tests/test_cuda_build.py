@@ -20,6 +20,7 @@ from interflow_kernels import _backend, _native
 ROOT = Path(__file__).parent.parent
 KERNEL_FILES = sorted(ROOT.glob("csrc/cuda/*.cu"))
 
+PATH = r"\(interflow::TapPath\)"
 PROMISES = (
     # pooled, weights, y: the tail multiplies on tensor cores; two blocks of 256 threads a multiprocessor
     Promise("interflow_head_forward_kernel<float>", 128, loads=True),
@@ -27,13 +28,16 @@ PROMISES = (
     Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_products_kernel", 128, loads=True),
     Promise("interflow_head_epilogue_kernel", 64),
-    # <T, max_pool, wide, mask>, backward <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
+    # NHWC <T, max_pool, wide, mask>, backward <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
     Promise(r"tap_pixels<\w+, true, true, \w+>", 80, loads=True, stores=True),
     Promise(r"tap_pixels<\w+, false, true, \w+>", 80, loads=True),
-    Promise(r"tap_planes<\w+, \w+, true, \w+>", 80, loads=True),
-    Promise(r"tap_(pixels|planes)_backward<\w+, \w+, true>", 80, stores=True),
-    Promise(r"tap_(pixels|planes)<\w+, \w+, false, \w+>", 128),
-    Promise(r"tap_(pixels|planes)_backward<\w+, \w+, false>", 128),
+    Promise(r"tap_pixels_backward<\w+, \w+, true>", 80, stores=True),
+    Promise(r"tap_pixels(_backward)?<\w+, \w+, false(, \w+)?>", 128),
+    # NCHW <T, max_pool, path, mask>, backward <T, max_pool, path>; paths 0 wide, 1 narrow, 2 staged: three blocks but for the narrow ones
+    Promise(rf"tap_planes<\w+, \w+, {PATH}0, \w+>", 80, loads=True),
+    Promise(rf"tap_planes_backward<\w+, \w+, {PATH}0>", 80, stores=True),
+    Promise(rf"tap_planes(_backward)?<\w+, \w+, {PATH}2(, \w+)?>", 80, copies=True, stores=True),
+    Promise(rf"tap_planes(_backward)?<\w+, \w+, {PATH}1(, \w+)?>", 128),
 )
 """Read from the top, the first row whose pattern is found in a kernel's demangled name holds."""
 
@@ -180,11 +184,11 @@ BAD = {
     "float_atomic": ("__global__ void __launch_bounds__(256) bad(const float* x, float* y) { atomicAdd(y, x[threadIdx.x]); }", ("atomics on floating",)),
     "narrow": (
         "__global__ void __launch_bounds__(256) bad(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }",
-        ("no 16-byte loads", "no 16-byte stores", "no matrix instructions"),
+        ("no 16-byte loads", "no 16-byte stores", "no 16-byte copies into shared memory", "no matrix instructions"),
     ),
     "good": (
         "__global__ void __launch_bounds__(256) bad(const float4* x, float4* y, unsigned* n) { y[threadIdx.x] = x[threadIdx.x]; atomicAdd(n, 1u); }",
-        ("no matrix instructions",),
+        ("no 16-byte copies into shared memory", "no matrix instructions"),
     ),
 }
 
@@ -201,11 +205,11 @@ def test_a_bad_kernel_is_refused(name, tmp_path):
     done = subprocess.run([TOOLKIT.nvcc, "-cubin", "-arch=sm_90", "-Xptxas=-v", "-std=c++20", source, "-o", cubin], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (kernel,) = kernels_of(done.stderr, cubin, program)
-    found = complaints(kernel, [Promise("bad", 255, loads=True, stores=True, tensor_cores=True)])
+    found = complaints(kernel, [Promise("bad", 255, loads=True, stores=True, copies=True, tensor_cores=True)])
     for text in expected:
         assert any(text in line for line in found), found
     if name == "good":
-        assert len(found) == 1
+        assert len(found) == 2
     assert any("registers" in line for line in complaints(kernel, [Promise("bad", 4)]))
     assert any("no row" in line for line in complaints(kernel, []))
 

@@ -55,6 +55,16 @@ def test_lanes(sample):
     assert ((tf32 - x).abs() <= x.abs() * 2**-11).all()
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_asynchronous_copies(sample, blocks):
+    x = numbers(500, 4)
+    for seed in range(5):
+        with emulated(sample, blocks, seed):
+            assert torch.equal(sample.ops.sample(x, "copies"), x.sum(1))
+        assert cuda_emulation.copies_of_last_launch(sample) == 500
+        assert cuda_emulation.shared_bytes_of_last_launch(sample) == 64 * 16
+
+
 def test_order_repeats_from_the_seed(sample):
     def order(seed: int) -> int:
         with emulated(sample, 7, seed):
@@ -98,7 +108,20 @@ MISTAKES = {
         ("sums", 1, [("  __syncthreads();  // partial sums are there\n", "")], r"shared memory.*(never written|no barrier orders the two)"),
         ("product", 1, [("i < 48;", "i < 47;")], r"reads byte 7\d\d of shared memory, never written"),
     ],
+    "a wait": [
+        ("copies", 1, [("    wait_for_copies();\n", "")], r"of shared memory, never written|has not waited for the copy that it began at sample.cu"),
+    ],
+    "barrier of the copies": [
+        ("copies", 2, [("    __syncthreads();  // copies are there\n", "")], r"reads byte \d+ of shared memory.*(never written|no barrier orders the two)"),
+        ("product", 1, [("  __syncwarp();\n", "  copy_async<16>(shared + 1, P.x, 0);\n")], "an asynchronous copy of 16 .* not aligned to 16"),
+    ],
     "barrier of the readers": [
+        (
+            "copies",
+            1,
+            [("    __syncthreads();  // copies are read\n", "")],
+            r"of shared memory.*(never written|no barrier orders the two)",
+        ),
         (
             "sums",
             1,
@@ -140,7 +163,7 @@ def test_mistakes_are_caught(group):
     edits = [Edit(FILE, old, new) for _, _, pairs, _ in MISTAKES[group] for old, new in pairs]
     mutant = cuda_emulation.load(SAMPLE, list(dict.fromkeys(edits)))
     for kernel, blocks, _, says in MISTAKES[group]:
-        x = numbers(24, 8) if kernel == "product" else numbers(13, 100)
+        x = numbers(24, 8) if kernel == "product" else numbers(500, 4) if kernel == "copies" else numbers(13, 100)
         where = "" if says.startswith("counter") else r"block \d+ thread \d+: .*"
         assert_caught(mutant, lambda ops, x=x, kernel=kernel: ops.sample(x, kernel), f"sample: {kernel}_kernel: {where}(?:{says})", blocks)
 

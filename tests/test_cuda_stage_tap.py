@@ -141,7 +141,7 @@ def test_sizes(device, dtype, layout, max_pool):
 # Several slabs and several parts of a map; several images a unit; rows of sums that meet twice.
 LARGER = {
     "channels_last": [(1, 520, 12, 13), (2, 8, 68, 66), (3, 24, 2, 3), (66, 264, 2, 2)],
-    "contiguous": [(1, 1, 264, 258), (2, 3, 40, 64), (70, 2, 3, 2), (1, 300, 2, 2)],
+    "contiguous": [(1, 1, 264, 258), (2, 3, 40, 64), (70, 2, 3, 2), (1, 300, 2, 2), (3, 37, 14, 14), (2, 19, 28, 28), (1, 2, 231, 71)],
     "cropped": [(1, 2, 132, 131)],
 }
 
@@ -190,12 +190,18 @@ CASES = [
     TapCase((1, 520, 12, 13), torch.bfloat16, "channels_last"),
     TapCase((3, 20, 14, 16), torch.float32, "contiguous"),
     TapCase((1, 2, 264, 258), torch.float32, "contiguous"),
+    TapCase((3, 80, 14, 14), torch.bfloat16, "contiguous"),
+    TapCase((3, 80, 14, 14), torch.bfloat16, "contiguous", max_pool=False),
     TapCase((3, 40, 7, 9), torch.float32, "channels_last", max_pool=False),
     TapCase((70, 3, 4, 6), torch.float16, "contiguous", max_pool=False),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.layout}-{'x'.join(map(str, c.shape))}")
+def case_id(case):
+    return f"{case.layout}-{'x'.join(map(str, case.shape))}-{'pooled' if case.max_pool else 'mean'}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_bits_do_not_depend_on_the_grid(device, case):
     u, shift = tap_inputs(case)
     first, *others = [tapped(device, u, shift, case.max_pool, *upstreams(u, case.max_pool), grid) for grid in device.grids]
@@ -203,7 +209,7 @@ def test_bits_do_not_depend_on_the_grid(device, case):
         assert_all_same(f"with {grid} blocks and seed", other, first)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.shape[0] > 1], ids=lambda c: f"{c.layout}-{'x'.join(map(str, c.shape))}")
+@pytest.mark.parametrize("case", [c for c in CASES if c.shape[0] > 1], ids=case_id)
 def test_an_image_does_not_depend_on_its_batch(device, case):
     u, shift = tap_inputs(case)
     dm, dp = upstreams(u, case.max_pool)
@@ -227,7 +233,12 @@ def displaced(t, by):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_do_not_depend_on_addresses(device, dtype, layout, max_pool):
-    case = TapCase((2, 16, 6, 16), dtype, layout, max_pool, shift="own")
+    for shape in ((2, 16, 6, 16), (2, 16, 6, 14)):
+        bits_do_not_depend_on_addresses(device, TapCase(shape, dtype, layout, max_pool, shift="own"))
+
+
+def bits_do_not_depend_on_addresses(device, case):
+    layout, max_pool = case.layout, case.max_pool
     u, shift = tap_inputs(case)
     dm, dp = upstreams(u, max_pool)
     dm = in_layout(dm, layout) if max_pool else None
@@ -306,7 +317,8 @@ ONLY_BF16 = Edit(  # a third of the kernels to compile
     "    case DType::F16: return launch_for<__half>(P, stream);\n    default: return launch_for<float>(P, stream);\n",
     "    default: return cudaErrorNotSupported;\n",
 )
-FORWARD_SOURCES = [cuda_emulation.ROOT / "csrc" / name for name in ("library.cpp", "cuda/host.cpp", "cuda/stage_tap.cpp", "cuda/stage_tap_fwd.cu")]
+FORWARD_FILES = ("library.cpp", "cuda/host.cpp", "cuda/stage_tap.cpp", "cuda/stage_tap_plan.cpp", "cuda/stage_tap_fwd.cu")
+FORWARD_SOURCES = [cuda_emulation.ROOT / "csrc" / name for name in FORWARD_FILES]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@
 //   - one dimension of blocks and threads; shared memory from shared_memory() only; no static or extern __shared__;
 //   - memory that blocks of one launch exchange: written plainly or by store_*, published by a *_release or *_acq_rel atomic after
 //     __syncthreads(), awaited by load_acquire, then read through load_shared_result();
+//   - what copy_async() brings into shared memory: awaited by wait_for_copies() of the thread that asked for it, then a barrier before
+//     others read it; and a barrier between the last reading of what lay there before and copy_async();
 //   - of the language: __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync with full masks, and plain C++.
 #pragma once
 

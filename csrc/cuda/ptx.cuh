@@ -1,4 +1,5 @@
-// Functions behind which inline PTX hides: cache-hinted loads and stores, ordered atomics, matrix instructions. sm_80 and newer.
+// Functions behind which inline PTX hides: cache-hinted loads and stores, copies into shared memory, ordered atomics, matrix instructions.
+// sm_80 and newer.
 // tests/cuda_emulation/emulation.h has a twin of every one of them.
 #pragma once
 #include <cuda_bf16.h>
@@ -116,6 +117,15 @@ __device__ __forceinline__ void store_stream(void* p, const T& value, uint64_t p
   }
 }
 
+// 16 bytes of global memory, aligned, as usual: in one instruction, whatever the compiler knows of p.
+template <class T>
+__device__ __forceinline__ void store_chunk(void* p, const T& value) {
+  static_assert(sizeof(T) == 16);
+  uint4 v;
+  memcpy(&v, &value, 16);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // What another block of this launch wrote and published: past L1, which is not coherent. T of 4, 8 or 16 bytes.
 template <class T>
 __device__ __forceinline__ T load_shared_result(const T* p) {
@@ -133,6 +143,21 @@ __device__ __forceinline__ T load_shared_result(const T* p) {
   }
   return value;
 }
+
+// --- copies from global into shared memory that go on while the thread does something else -------------------------------------
+// kBytes of memory that nobody writes during the launch, both addresses aligned to them: 16, past L1, or 4. Until the thread has waited, nobody
+// may touch `shared`; after that other threads may, behind a barrier.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* p, uint64_t policy) {
+  static_assert(kBytes == 4 || kBytes == 16);
+  uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(p), "l"(policy) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(to), "l"(p), "l"(policy) : "memory");
+}
+// Waits for all copies that this thread has begun.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Asks for the line of an address to be brought into L2.
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }

@@ -10,13 +10,15 @@ constexpr int kTapVector = tap_vector(sizeof(T) == 4 ? DType::F32 : DType::BF16,
 
 __device__ __forceinline__ uint32_t divide(uint32_t n, const Divider& by) { return (uint32_t((uint64_t(n) * by.multiplier) >> 32) + n) >> by.shift; }
 
+__device__ __forceinline__ int64_t pixels_of(const TapShape& s) { return s.height * s.width; }
+
 // Unit by unit: slabs of the same positions follow each other.
 struct TapUnit {
   uint32_t group, part, slab;
   __device__ __forceinline__ TapUnit(uint32_t unit, const TapPlan& plan) {
-    uint32_t rest = unit / uint32_t(plan.slabs);
+    uint32_t rest = divide(unit, plan.by_slabs);
     slab = unit - rest * uint32_t(plan.slabs);
-    group = rest / uint32_t(plan.parts);
+    group = divide(rest, plan.by_parts);
     part = rest - group * uint32_t(plan.parts);
   }
 };
@@ -52,16 +54,25 @@ __device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W])
     Vector<uint32_t, kEach> chunk;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
-    *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
+    if constexpr (kEach == 4)
+      store_chunk(static_cast<uint32_t*>(p) + i, chunk);
+    else
+      *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
   }
 }
 
 // The first `count` elements, `access` bytes at a time (a divisor of what count takes), zeros behind. Single elements lie `stride` apart.
-template <class T, int W>
+template <class T, int W, bool kShared = false>
 __device__ __forceinline__ void load_few(uint32_t (&words)[W], const T* p, int count, int access, int64_t stride = 1) {
   constexpr int kPer = 4 / int(sizeof(T));
 #pragma unroll
   for (int i = 0; i < W; ++i) words[i] = 0;
+  auto read = [](auto example, const T* from) {
+    if constexpr (kShared)
+      return *reinterpret_cast<const decltype(example)*>(from);
+    else
+      return load_cached<decltype(example)>(from);
+  };
   auto chunks = [&](auto example) {
     using Chunk = decltype(example);
     constexpr int kEach = int(sizeof(Chunk)) / 4;
@@ -69,7 +80,7 @@ __device__ __forceinline__ void load_few(uint32_t (&words)[W], const T* p, int c
 #pragma unroll
       for (int i = 0; i < W; i += kEach)
         if (i * kPer < count) {
-          Chunk chunk = load_cached<Chunk>(p + i * kPer);
+          Chunk chunk = read(Chunk{}, p + i * kPer);
 #pragma unroll
           for (int k = 0; k < kEach; ++k) words[i + k] = chunk[k];
         }
@@ -86,9 +97,9 @@ __device__ __forceinline__ void load_few(uint32_t (&words)[W], const T* p, int c
     for (int i = 0; i < W * kPer; ++i)
       if (i < count) {
         if constexpr (kPer == 2)
-          words[i / 2] |= uint32_t(load_cached<uint16_t>(p + i * stride)) << (16 * (i % 2));
+          words[i / 2] |= uint32_t(read(uint16_t{}, p + i * stride)) << (16 * (i % 2));
         else
-          words[i] = load_cached<uint32_t>(p + i * stride);
+          words[i] = read(uint32_t{}, p + i * stride);
       }
 }
 

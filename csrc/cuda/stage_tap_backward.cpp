@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   // Params
   TapBackwardParams P{};
   P.plan = plan;
-  int64_t size = element_size(dtype), vector = tap_vector(dtype, max_pool);
+  int64_t size = element_size(dtype), vector = tap_vector(dtype, max_pool), out_h = s.height / 2, out_w = s.width / 2;
   if (dm && dm->numel() && max_pool) {
     auto stride = [&](int64_t i) { return dm->size(i) == 1 ? 0 : dm->stride(i); };
     P.dm = readable(*dm);
@@ -39,6 +39,7 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
       P.dm_wide = P.dm_stride_c == 1 && s.channels % vector == 0 && widest_access(P.dm, {P.dm_stride_b * size, P.dm_stride_h * size, P.dm_stride_w * size}) == 16;
     else
       P.dm_wide = P.dm_stride_w == 1 && s.width % vector == 0 && widest_access(P.dm, {P.dm_stride_b * size, P.dm_stride_c * size, P.dm_stride_h * size}) >= 8;
+    P.dm_dense = (out_w == 1 || P.dm_stride_w == 1) && (out_h == 1 || P.dm_stride_h == out_w) && (s.channels == 1 || P.dm_stride_c == out_h * out_w);
   }
   if (dp) {
     P.dp = static_cast<const float*>(readable(*dp)), P.dp_stride_b = dp->stride(0), P.dp_stride_c = dp->stride(1);
@@ -49,7 +50,8 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   int64_t run = s.channels_last ? s.channels : max_pool ? s.width : s.pixels();
   P.access = widest_access(P.du, {run * size});
   int32_t mask_access = max_pool ? int32_t(s.channels_last ? vector : vector / 2) : 1;
-  if (P.access == 16 && (run % vector || widest_access(P.mask, {}) < mask_access)) P.access = 8;
+  bool wide = P.access == 16 && run % vector == 0 && widest_access(P.mask, {}) >= mask_access;
+  P.path = wide ? TapPath::Wide : can_stage(plan) ? TapPath::Staged : TapPath::Narrow;
   if (need_shift) {
     P.dshift = static_cast<float*>(writable(dshift));
     P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + rows * s.channels;

@@ -3,30 +3,26 @@
 //   v = relu(u + shift), each step rounded to u's dtype; m = max_pool2d(v, 2, 2); p = mean of v over H, W, summed in fp32
 //
 // One kernel for each layout: NHWC a thread takes 16 bytes of channels of a window, so four 16-byte loads before the first use,
-// and keeps its channels' sums; NCHW it takes tiles of two rows, two at a time. Sums go through shared memory, and over the parts
-// of a map through global memory to the block that arrives last: docs/decisions.md.
-#include <algorithm>
-
-#include "launch.h"
+// and keeps its channels' sums; NCHW it takes tiles of two rows, two at a time, or one at a time from shared memory. Sums go through
+// shared memory, and over the parts of a map through global memory to the block that arrives last: docs/decisions.md.
 #include "stage_tap_fwd_pixels.cuh"
 #include "stage_tap_fwd_planes.cuh"
+#include "stage_tap_launch.cuh"
 
 namespace interflow {
 namespace {
 
-template <class T, bool kPool, bool kWide, bool kMask>
-cudaError_t launch_typed(const TapParams& P, cudaStream_t stream) {
-  auto kernel = P.plan.shape.channels_last ? tap_pixels<T, kPool, kWide, kMask> : tap_planes<T, kPool, kWide, kMask>;
-  cudaError_t error = cudaSuccess;
-  int64_t resident = resident_blocks(kernel, kTapThreads, int(sizeof(TapShared)), &error);
-  if (error != cudaSuccess) return error;
-  return launch(kernel, {std::min(int64_t(P.plan.units), resident), kTapThreads, int(sizeof(TapShared)), stream}, P);
-}
-
 template <class T, bool kPool>
 cudaError_t launch_form(const TapParams& P, cudaStream_t stream) {
-  if (P.access < 16) return launch_typed<T, kPool, false, true>(P, stream);
-  return P.mask ? launch_typed<T, kPool, true, true>(P, stream) : launch_typed<T, kPool, true, false>(P, stream);
+  bool wide = P.path == TapPath::Wide, wide_masked = wide && P.mask;
+  if (P.plan.shape.channels_last)
+    return launch_units(wide_masked ? tap_pixels<T, kPool, true, true> : wide ? tap_pixels<T, kPool, true, false> : tap_pixels<T, kPool, false, true>, P,
+                        tap_pixels_shared(), stream);
+  auto kernel = wide_masked                      ? tap_planes<T, kPool, TapPath::Wide, true>
+                : wide                           ? tap_planes<T, kPool, TapPath::Wide, false>
+                : P.path == TapPath::Staged      ? tap_planes<T, kPool, TapPath::Staged, true>
+                                                 : tap_planes<T, kPool, TapPath::Narrow, true>;
+  return launch_units(kernel, P, tap_planes_shared<T>(P.plan, P.path == TapPath::Staged), stream);
 }
 
 template <class T>

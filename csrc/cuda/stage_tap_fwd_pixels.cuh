@@ -139,12 +139,13 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
       }
     }
 
-    // Sum over the block
+    // Sum over the block, when nobody reads the last unit's sums any more
     __syncthreads();
     if (slot < plan.images)
 #pragma unroll
-      for (int i = 0; i < V; ++i) shared.rows[row * plan.slab + column * V + i] = sums[i];
-    finish_means(P, at, shared, plan.lanes);
+      for (int i = 0; i < V; ++i) shared.rows()[row * plan.slab + column * V + i] = sums[i];
+    __syncthreads();
+    finish_means<false>(P, at, shared, plan.lanes);
   }
 }
 

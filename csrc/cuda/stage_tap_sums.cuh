@@ -5,10 +5,11 @@
 
 namespace interflow {
 
-struct TapShared {
-  float rows[kTapThreads * 8];  // [threads, a piece's channels] or less
+// The beginning of a block's shared memory; rows, whose number the kernel says, lie behind.
+struct alignas(16) TapShared {
   double few[kTapThreads];
   uint32_t last;
+  __device__ __forceinline__ float* rows() { return reinterpret_cast<float*>(this + 1); }
 };
 
 // get(0) + ... + get(n - 1), eight at a time.
@@ -25,11 +26,19 @@ __device__ __forceinline__ Sum sum_of(int n, Get get) {
   return sum;
 }
 
+constexpr int kAlone = 32;  // numbers that one thread adds: sharing them costs all threads of the block more
+
 // result(i, the sum over r of column(i)(r)) for i < outputs and r < count, each by one thread. All threads take part, several for
-// an output where there are more threads than outputs; what is read is ready.
+// an output where there are more threads than outputs and many numbers; what is read is ready.
 template <class Sum, class Column, class Result>
 __device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int count, Column column, Result result) {
-  int thread = int(threadIdx.x), per = min(outputs, kTapThreads), shares = min(count, kTapThreads / per), share = thread / per;
+  int thread = int(threadIdx.x);
+  if (count <= kAlone) {
+#pragma unroll 1
+    for (int i = thread; i < outputs; i += kTapThreads) result(i, float(sum_of<Sum>(count, column(i))));
+    return;
+  }
+  int per = min(outputs, kTapThreads), shares = min(count, kTapThreads / per), share = thread / per;
 #pragma unroll 1
   for (int i = thread - share * per; i < outputs; i += per) {
     double sum = 0;
@@ -44,20 +53,26 @@ __device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int 
   }
 }
 
-// shared.rows [outer, count, channels], complete after the barrier here, summed over the middle: result(o, c, sum).
+// shared.rows() [outer, count, channels], which a barrier completed, summed over the middle: result(o, c, sum).
 template <class Result>
 __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count, int channels, Result result) {
-  __syncthreads();
   sum_columns<float>(
       shared, outer * channels, count,
       [&](int i) {
-        const float* column = shared.rows + i / channels * (count - 1) * channels + i;
+        const float* column = shared.rows() + i / channels * (count - 1) * channels + i;
         return [column, channels](int r) { return column[r * channels]; };
       },
       [&](int i, float sum) {
         int o = i / channels;
         result(o, i - o * channels, sum);
       });
+}
+
+// The same where `outer` is one.
+template <class Result>
+__device__ __forceinline__ void sum_rows(TapShared& shared, int count, int channels, Result result) {
+  sum_columns<float>(
+      shared, channels, count, [&](int i) { return [column = shared.rows() + i, channels](int r) { return column[r * channels]; }; }, result);
 }
 
 // Rows [count, channels] that lie `pitch` apart and that this block knows to be published, summed: result(c, sum).

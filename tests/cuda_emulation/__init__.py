@@ -7,15 +7,17 @@
 A fault ends the launch and is a RuntimeError of the operator, which names kernel, block, thread, tensor and source lines:
   a race between two threads, of one block (no barrier) or of two (no release and acquire), whichever came first this time;
   a read of what nobody has written, an access outside of every tensor, a misaligned vector, a write to an input;
+  a read of what an asynchronous copy brings before it was waited for, by another thread before a barrier, a copy over what is still read;
   a barrier or warp operation that not all threads reach, or where they meet in different ones; a deadlock; counters that stay dirty.
 
     mutant = load(operator_sources(), [Edit("csrc/cuda/x.cu", "  __syncthreads();  // sums are there\\n", "")])
     assert_caught(mutant, lambda ops: ops.stage_tap(u, None, True, True), "no barrier orders the two")
 
 A new function of ptx.cuh needs a twin in emulation.h; one that lanes do together, a body in warp.cpp.
-Not emulated: time, caches (but load_stream may not read what the launch writes), masks of parts of a warp, asynchronous copies, clusters,
-more than one dimension of blocks and threads. An order that does not happen for the seeds that were run may still hide a fault: a grid of
-one block shows waiting in the wrong order, more blocks show missing releases.
+Not emulated: time, caches (but load_stream may not read what the launch writes), masks of parts of a warp, asynchronous copies other than
+copy_async (bulk copies, groups: a wait is for all that a thread has begun), clusters, more than one dimension of blocks and threads. An order
+that does not happen for the seeds that were run may still hide a fault: a grid of one block shows waiting in the wrong order, more blocks show
+missing releases.
 """
 
 import contextlib
@@ -213,6 +215,18 @@ def assert_caught(library: SimpleNamespace, call: Callable[[Any], object], says:
             else:
                 raise AssertionError(f"no fault with {blocks} blocks in the order of seed {seed}, expected: {says}")
         assert re.search(says, said), f"with {blocks} blocks in the order of seed {seed}: {said}\nexpected: {says}"
+
+
+def copies_of_last_launch(library: SimpleNamespace) -> int:
+    """How many asynchronous copies its threads made."""
+    library.control.interflow_emulation_copies.restype = ctypes.c_int64
+    return library.control.interflow_emulation_copies()
+
+
+def shared_bytes_of_last_launch(library: SimpleNamespace) -> int:
+    """What each of its blocks asked for."""
+    library.control.interflow_emulation_shared_bytes.restype = ctypes.c_int64
+    return library.control.interflow_emulation_shared_bytes()
 
 
 def order_of_last_launch(library: SimpleNamespace) -> int:

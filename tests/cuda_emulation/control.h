@@ -9,6 +9,7 @@ struct Settings {
   int64_t blocks = 7;  // that "fit the device" at once
   uint64_t seed = 0;
   uint64_t order = 0;  // a hash of who ran after whom in the last launch
+  int64_t copies = 0;  // asynchronous ones of the last launch
 };
 extern Settings settings;
 
@@ -23,6 +24,9 @@ unsigned char* shared_memory() __attribute__((pure));
 enum class Cached : uint8_t { Coherent, Stream };
 void load(void* value, const void* p, int bytes, Cached cached);
 void store(void* p, const void* value, int bytes);
+// The copy is made where it is waited for; until then nobody has written what it goes to.
+void copy_async(void* to, const void* from, int bytes);
+void wait_for_copies();
 uint32_t atomic_add(uint32_t* p, uint32_t add, bool acquire, bool release);
 uint32_t atomic_exchange(uint32_t* p, uint32_t value, bool acquire, bool release);
 uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value, bool acquire, bool release);

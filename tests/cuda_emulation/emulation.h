@@ -165,6 +165,12 @@ inline void store_stream(void* p, const T& value, uint64_t) {
 }
 
 template <class T>
+inline void store_chunk(void* p, const T& value) {
+  static_assert(sizeof(T) == 16);
+  emulation::store(p, &value, 16);
+}
+
+template <class T>
 inline T load_shared_result(const T* p) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   T value;
@@ -183,6 +189,13 @@ inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
   if (inside) emulation::load(&x, p, kBytes, emulation::Cached::Stream);
   return x;
 }
+
+template <int kBytes>
+inline void copy_async(void* shared, const void* p, uint64_t) {
+  static_assert(kBytes == 4 || kBytes == 16);
+  emulation::copy_async(shared, p, kBytes);
+}
+inline void wait_for_copies() { emulation::wait_for_copies(); }
 
 // The address must be one that may be read.
 inline void prefetch_l2(const void* p) {

@@ -89,3 +89,5 @@ extern "C" __attribute__((visibility("default"))) void interflow_emulation_set(i
   interflow::emulation::settings.seed = seed;
 }
 extern "C" __attribute__((visibility("default"))) uint64_t interflow_emulation_order() { return interflow::emulation::settings.order; }
+extern "C" __attribute__((visibility("default"))) int64_t interflow_emulation_copies() { return interflow::emulation::settings.copies; }
+extern "C" __attribute__((visibility("default"))) int64_t interflow_emulation_shared_bytes() { return interflow::emulation::launched.shared_bytes; }

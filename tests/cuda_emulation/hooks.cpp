@@ -73,6 +73,24 @@ void store(void* p, const void* value, int bytes) {
   std::memcpy(p, value, size_t(bytes));
 }
 
+// Writing is checked twice: the memory is no longer read by anybody when the copy begins, and nobody has touched it when it ends.
+void copy_async(void* to, const void* from, int bytes) {
+  check_aligned(from, bytes, "an asynchronous copy", HERE);
+  check_aligned(to, bytes, "an asynchronous copy", HERE);
+  touch(from, bytes, Access::Stream, HERE);
+  touch(to, bytes, Access::Write, HERE);
+  forget_written(to, bytes, HERE);
+  current->copies.push_back({to, from, bytes, HERE});
+  ++settings.copies;
+}
+void wait_for_copies() {
+  for (const Thread::Copy& copy : current->copies) {
+    touch(copy.to, copy.bytes, Access::Write, copy.at);
+    std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+  }
+  current->copies.clear();
+}
+
 namespace {
 Order order(bool acquire, bool release) { return acquire ? release ? Order::AcqRel : Order::Acquire : release ? Order::Release : Order::Relaxed; }
 }  // namespace

@@ -217,6 +217,15 @@ void check_aligned(const void* p, int64_t to, const char* what, const void* at) 
         at);
 }
 
+void forget_written(void* p, int64_t bytes, const void* at) {
+  Range& r = current->block->shared;
+  if (!r.holds(p)) fault("copies to " + std::to_string(bytes) + " bytes outside of shared memory at {}", at);
+#if !INTERFLOW_EMULATION_ASAN
+  for (size_t i = size_t(static_cast<char*>(p) - r.start) >> r.shift; r.start + (i << r.shift) < static_cast<char*>(p) + bytes; ++i) r.cells[i].write = 0;
+#endif
+  std::memset(p, 0xff, size_t(bytes));
+}
+
 void touch_atomic(const uint32_t* word, bool reads, bool writes, Order order, const void* at) {
   Thread& t = *current;
   const char* p = reinterpret_cast<const char*>(word);

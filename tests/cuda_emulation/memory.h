@@ -27,6 +27,8 @@ enum class Access : uint8_t { Read, Write, Stream };  // Stream: a read that may
 // One access of the running thread, or a fault.
 void touch(const void* p, int64_t bytes, Access access, const void* at);
 void check_aligned(const void* p, int64_t to, const char* what, const void* at);
+// Of the block's shared memory, poisoned and as if nobody had written it.
+void forget_written(void* p, int64_t bytes, const void* at);
 
 enum class Order : uint8_t { Relaxed, Acquire, Release, AcqRel };
 // Around an atomic access of a word; the caller reads or writes it afterwards.

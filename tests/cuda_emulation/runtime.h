@@ -33,6 +33,13 @@ struct Thread {
   const uint32_t* polls = nullptr;  // the word that it read with load_acquire, where it waits for another value
   uint32_t polled = 0;
   const void* polls_from = nullptr;
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+    const void* at;
+  };
+  std::vector<Copy> copies;  // begun and not waited for
   void set_time(Time t);
 };
 

@@ -158,6 +158,7 @@ void begin_block(Block& block, bool first) {
     if (i >= threads) continue;
     t.knows = t.fenced = t.unfenced = nullptr;
     t.polls = nullptr;
+    t.copies.clear();
     t.set_time(launch_began);
     t.fiber.begin(entry, uint32_t(i) * 7 + index);
     make_ready(t);
@@ -189,6 +190,7 @@ void wait_a_little() {
 
 void finish_thread() {
   Block& block = *current->block;
+  if (!current->copies.empty()) fault("returns and has not waited for the copy that it began at {}", current->copies[0].at);
   current->state = State::Done;
   current->polls = nullptr;
   idle_rounds = 0;
@@ -354,6 +356,7 @@ bool run(const Launch& launch) {
   machine.began = std::chrono::steady_clock::now();
   launch_began = ++machine.latest;
   idle_rounds = settings.order = 0;
+  settings.copies = 0;
   accesses_left = int(draw(kAccessesAtOnce));
   machine.runnable.clear();
   machine.to_come.clear();

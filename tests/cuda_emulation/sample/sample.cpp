@@ -5,12 +5,12 @@
 namespace interflow {
 namespace {
 
-// kernel: sums -> [rows]; last, tickets -> [1]; product, x [24, 8] -> [16, 8]; lanes, x [1, 32] -> [6, 32].
+// kernel: sums, copies (x [rows, 4]) -> [rows]; last, tickets -> [1]; product, x [24, 8] -> [16, 8]; lanes, x [1, 32] -> [6, 32].
 Tensor sample(const Tensor& x, std::string kernel) {
   OnDevice device(x);
   SampleParams P{};
   P.rows = x.size(0), P.width = x.size(1);
-  std::vector<int64_t> shape{kernel == "sums" ? P.rows : 1};
+  std::vector<int64_t> shape{kernel == "sums" || kernel == "copies" ? P.rows : 1};
   if (kernel == "product") shape = {16, 8};
   if (kernel == "lanes") shape = {6, 32};
   Tensor y = new_tensor(x, shape, x.scalar_type());

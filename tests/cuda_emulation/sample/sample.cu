@@ -95,6 +95,26 @@ __global__ void __launch_bounds__(kWarp) product_kernel(const __grid_constant__ 
   for (int i = 0; i < 4; ++i) P.y[(g + i / 2 * 8) * 8 + 2 * j + i % 2] = c[i];
 }
 
+// y [rows], rows of 4 numbers: brought into shared memory by one thread of each, row after row of a block into the same place, added up by another.
+__global__ void __launch_bounds__(kThreads) copies_kernel(const __grid_constant__ SampleParams P) {
+  float4* shared = reinterpret_cast<float4*>(shared_memory());
+  auto start = [&](int64_t first) {
+    int64_t row = first + int(threadIdx.x);
+    if (row < P.rows) copy_async<16>(shared + threadIdx.x, P.x + row * 4, cache_policy(true));
+  };
+  start(blockIdx.x * kThreads);
+  for (int64_t first = blockIdx.x * kThreads; first < P.rows; first += gridDim.x * kThreads) {
+    wait_for_copies();
+    __syncthreads();  // copies are there
+    int mine = kThreads - 1 - int(threadIdx.x);
+    bool there = first + mine < P.rows;
+    float4 x = there ? shared[mine] : float4{};
+    __syncthreads();  // copies are read
+    start(first + gridDim.x * kThreads);
+    if (there) P.y[first + mine] = x.x + x.y + x.z + x.w;
+  }
+}
+
 // y [6, 32]: what lanes get from each other.
 __global__ void __launch_bounds__(kWarp) lanes_kernel(const __grid_constant__ SampleParams P) {
   int lane = int(threadIdx.x);
@@ -113,6 +133,7 @@ __global__ void __launch_bounds__(kWarp) lanes_kernel(const __grid_constant__ Sa
 cudaError_t launch_sample(const std::string& kernel, const SampleParams& P, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   if (kernel == "sums") return launch(sums_kernel, {P.rows, kThreads, 8, stream}, P);
+  if (kernel == "copies") return launch(copies_kernel, {resident_blocks(copies_kernel, kThreads, kThreads * 16, &error), kThreads, kThreads * 16, stream}, P);
   if (kernel == "lanes") return launch(lanes_kernel, {1, kWarp, 0, stream}, P);
   if (kernel == "product") return launch(product_kernel, {1, kWarp, 24 * 8 * 4, stream}, P);
   if (kernel == "last") return launch(last_kernel, {resident_blocks(last_kernel, kThreads, 16, &error), kThreads, 16, stream}, P);

@@ -13,6 +13,7 @@ from harness.inputs import DTYPES, cold_sets, feature_maps
 from harness.memory import saved_bytes
 from harness.roofline import HEAD_STAGES, HeadShape, at_pixels
 from harness.run import Session, device_limits, limit_read
+from harness.twin import triton
 from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead, InterflowHead
@@ -92,6 +93,7 @@ def plan(
 ) -> Plan:
     """calls: on a GPU, eager calls as a user makes them instead of replayed graphs."""
     words = ["head", direction, dtype, layout, f"B={batch}"] + ["warm"] * warm + [f"{pixels}px K={classes}"] * (pixels != 224) + ["calls"] * calls
+    words += ["beside Triton"] * ("Triton" in modes)
     name = " ".join(words).replace("head ", "head, ", 1)
     limits = ("read", "copy", "launch") if device.type == "cuda" else ("read",)
     return Plan(name, (*modes, *limits), partial(alone, name, direction, modes, dtype, layout, batch, warm, pixels, classes, calls, device), seconds)
@@ -138,7 +140,8 @@ def alone(
     providers = {}
     for mode, head in heads.items():
         saved = partial(saved_bytes, lambda head=head: head([x.detach().requires_grad_() for x in sets[0]]), [*sets[0], *parameters])
-        providers[mode] = Provider(partial(step, head), "ours" if mode == "ours" else "peer", saved=saved if training else None)
+        provider = Provider(partial(step, head), "ours" if mode == "ours" else "peer", saved=saved if training else None)
+        providers[mode] = triton(provider) if mode == "Triton" else provider
     providers["read"] = limit_read([[*s, eager.weight] for s in sets])
     if device.type == "cuda":
         providers |= device_limits(device)
@@ -163,7 +166,7 @@ def alone(
         1,
         expected,
         tolerance,
-        {"ours": target},
+        {"ours": target, "Triton": goals.GPU_TWIN["interflow_head"]},
         training,
         missing,
     )
@@ -176,6 +179,7 @@ def variants(modes: tuple[str, ...], dtype: torch.dtype, classes: int, device: t
     ours = FusedInterflowHead(CHANNELS, classes, "nxn").to(device, dtype)
     make: dict[str, Callable[[], Any]] = {
         "ours": lambda: ours,
+        "Triton": lambda: ours,
         "eager": lambda: ours.to_eager(),
         "compiled": lambda: peers.compiled(ours.to_eager()),
         "max-autotune": lambda: peers.compiled(ours.to_eager(), "max-autotune"),

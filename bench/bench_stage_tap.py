@@ -13,6 +13,7 @@ from harness.inputs import DTYPES, cold_sets, feature_maps
 from harness.memory import saved_bytes
 from harness.roofline import BOUNDARIES, HEAD_STAGES, TapShape
 from harness.run import Session, device_limits, limit_copy, limit_read
+from harness.twin import triton
 from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead, stage_tap
@@ -62,7 +63,7 @@ def test_case(benchmark: Any, plan: Plan, provider: str, session: Session) -> No
 
 
 def plan(stages: str, direction: str, dtype: str, layout: str, batch: int, shift: bool, modes: tuple[str, ...], device: torch.device, seconds: float) -> Plan:
-    name = f"tap, {stages}, {direction} {dtype} {layout} B={batch}" + " with shift" * shift
+    name = f"tap, {stages}, {direction} {dtype} {layout} B={batch}" + " with shift" * shift + " beside Triton" * ("Triton" in modes)
     build = partial(alone, name, stages, direction, dtype, layout, batch, shift, modes, device)
     return Plan(name, (*modes, "read", "copy", *(["launch"] if device.type == "cuda" else [])), build, seconds)
 
@@ -97,6 +98,7 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
     kept: dict[Any, Any] = {}  # for "backward": outputs and leaves of the forward pass, by way, input set and stream
     ways: dict[str, Callable[..., list[Tensor]]] = {
         "ours": partial(run, fused_tap),
+        "Triton": partial(run, fused_tap),
         "eager": partial(run, plain_tap),
         "compiled": peers.compiled(partial(run, plain_tap)),
     }
@@ -135,7 +137,8 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
         forward = partial(lambda way: way([u.detach().requires_grad_() for u in sets[0]], shifts), ways[mode])
         saved = partial(saved_bytes, forward, sets[0]) if differentiates else None
         call = partial(backward, mode) if direction == "backward" else lambda i, way=ways[mode]: step(way, sets[i], shifts, up)
-        providers[mode] = Provider(call, "ours" if mode == "ours" else "peer", saved=saved)
+        provider = Provider(call, "ours" if mode == "ours" else "peer", saved=saved)
+        providers[mode] = triton(provider) if mode == "Triton" else provider
     providers["read"] = limit_read(sets)
     providers |= device_limits(device) if device.type == "cuda" else {"copy": limit_copy(sets)}
     about = {"pass": direction, "dtype": dtype, "layout": layout, "batch": batch, "pixels": 224, "inputs": "cold", "stages": stages, "shift": shift}
@@ -153,7 +156,7 @@ def alone(name: str, stages: str, direction: str, dtype: str, layout: str, batch
         batch,
         expected=expected,
         tolerance=TOLERANCE[DTYPES[dtype]],
-        goals={"ours": [goals.faster_than_peers(bound)] if bound else gpu_goals},
+        goals={"ours": [goals.faster_than_peers(bound)] if bound else gpu_goals, "Triton": goals.GPU_TWIN.get(direction, [])},
         memory=differentiates,
     )
 

@@ -3,9 +3,13 @@
 import copy
 import functools
 import importlib
+import importlib.util
 import itertools
 import json
+import os
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +137,64 @@ def test_gate_lets_right_providers_pass_and_refuses_wrong_ones():
         run.check(made_case(expected=lambda: [torch.zeros(4), torch.zeros(4)]))
     with pytest.raises(AssertionError, match=r"is \(4,\), expected \(3,\)"):
         run.check(made_case(expected=lambda: [torch.zeros(3)]))
+
+
+def test_a_twin_is_called_inside_its_own_surroundings_and_judged_by_its_own_goals():
+    inside = []
+
+    @contextmanager
+    def around():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    made = made_case(memory=True)
+
+    def call(_):
+        assert inside
+        return made.providers["ours"].call(0)
+
+    made.providers["Triton"] = case.Provider(call, "twin", saved=lambda: 8 * len(inside), around=around)
+    made.goals["Triton"] = [goals.faster_than("ours", 0.01)]
+    run.check(made)
+    samples = run.Session(CPU).measure(made, 0.01)
+    saved, kernels = run.counted(made, CPU)
+    rows = {name: run.summary(made, samples, name, CPU, saved, kernels) for name in samples}
+    assert rows["Triton"]["goals"][0]["reached"] and rows["Triton"]["saved_bytes"] == 8 and not inside
+    assert rows["ours"]["best_peer"] == "eager" and len(rows["ours"]["goals"]) == 1  # a twin is no peer
+    found = results.Results({}, "", "", {}, list(rows.values()), "")
+    assert [row["provider"] for row, _ in found.goals()] == ["ours", "Triton"] and found.comparable() == [rows["ours"]]
+    made.providers["Triton"].call = lambda _: torch.zeros(4)
+    with pytest.raises(AssertionError, match="a case: Triton, result 0 is wrong"):
+        run.check(made)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
+def test_the_triton_twin_serves_forward_and_backward():
+    """Under Triton's interpreter, in a process of its own, with the backend forced to another as on a GPU."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from harness.case import Provider
+from harness.twin import triton
+from interflow_kernels import stage_tap
+from interflow_kernels.triton._launch import noted
+
+def step(_):
+    u = torch.ones(1, 2, 4, 4, requires_grad=True)
+    m, p = stage_tap(u)
+    return torch.autograd.grad([m, p], u, [m.detach(), p.detach()])
+
+for provider in (Provider(step, "ours"), triton(Provider(step, "ours"))):
+    with noted() as launches, provider.around():
+        provider.call(0)
+    print(provider.kind, *(launch.kernel.__name__ for launch in launches))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "INTERFLOW_BACKEND": "native"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(BENCH)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["ours", "twin tap_planes tap_planes_backward"]
 
 
 def test_gate_refuses_nan():

@@ -17,7 +17,8 @@ from test_bench import CPU, case, goals, made_case, report, results, roofline, r
 
 gpu, networks, peers = room("gpu"), room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)
-MODULES = ("bench_head", "bench_stage_tap", "bench_train_step")
+MODULES = ("bench_head", "bench_stage_tap", "bench_train_step", "bench_triton")
+PASSES = ("forward keeping masks", "backward")
 
 
 # --- which cases, which goals -------------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ def test_every_case_of_the_design_is_planned():
         for batch in (128, 512, 2048):
             assert f"head, forward bf16 {layout} B={batch} 32px K=10" in names["bench_head"]
         assert f"head, forward+backward bf16 {layout} B=32" in names["bench_head"]
-        for direction in ("forward keeping masks", "backward"):
+        for direction in PASSES:
             assert f"tap, five boundaries, {direction} bf16 {layout} B=32 with shift" in names["bench_stage_tap"]
     for direction in ("inference", "training step"):
         for name in (f"vgg16, {direction}, 224px bf16 channels_last B=32", f"vgg16_bn, {direction}, 224px bf16 channels_last B=32"):
@@ -44,6 +45,9 @@ def test_every_case_of_the_design_is_planned():
         assert {f"vgg16, {direction}, 224px bf16 channels_last {cell}" for direction in ("inference", "training step")} <= set(names["bench_train_step"])
     for cell in ("224px bf16 nchw B=32", "224px autocast channels_last B=32", "32px bf16 channels_last B=128", "32px bf16 channels_last B=2048"):
         assert f"vgg16, training step, {cell}" in names["bench_train_step"]
+    for layout, batch in itertools.product(("nchw", "channels_last"), (32, 128)):
+        cases = (f"head, forward bf16 {layout} B={batch}", *(f"tap, five boundaries, {p} bf16 {layout} B={batch} with shift" for p in PASSES))
+        assert {f"{name} beside Triton" for name in cases} <= set(names["bench_triton"])
     assert "head, host time of a call, tiny inputs" in names["bench_head"]
     everything = [name for module in MODULES for name in names[module]]
     assert len(set(everything)) == len(everything)
@@ -111,7 +115,7 @@ TINY = ((8, 8, 6), (16, 4, 4), (8, 3, 2), (8, 2, 2))
 @pytest.fixture
 def tiny(monkeypatch):
     """Maps, networks and batches of a size for a CPU; the compiler stays out of it."""
-    head, tap, train = (room(module) for module in MODULES)
+    head, tap, train = (room(module) for module in MODULES[:3])
     monkeypatch.setattr(peers, "compiled", lambda f, mode=None: f)
     monkeypatch.setattr(head, "HEAD_STAGES", TINY)
     monkeypatch.setattr(head, "CHANNELS", [c for c, _, _ in TINY])
@@ -222,7 +226,7 @@ def test_a_part_that_hangs_is_stopped_with_its_children():
 def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
-    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "profile", "sanitizer"]
+    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "profile", "bench_triton", "sanitizer"]
     assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
     for name in gpu.BUDGETS:
         assert parts[name].environment["INTERFLOW_BACKEND"] == "native"

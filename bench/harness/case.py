@@ -1,6 +1,7 @@
 """What one row of the report measures: a case, its providers, and the plan of it that is known before anything is built."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .goals import Goal
 
-Kind = Literal["ours", "peer", "base", "limit"]
+Kind = Literal["ours", "twin", "peer", "base", "limit"]
 Family = Literal["wall", "device"]
 
 
@@ -20,10 +21,11 @@ class Unavailable(Exception):
 class Provider:
     """One way to do the work. `call` takes the index of an input set and returns its results, which the gate looks at.
 
-    kind: "ours"; a "peer" that a user would pick for the same work; the "base" that does without it, an Interflow network's plain one;
-        or a "limit": plain traffic of `bytes`, which no result comes from.
+    kind: "ours"; its "twin", our operators in another language, judged by goals of its own; a "peer" that a user would pick for the same work; the
+        "base" that does without it, an Interflow network's plain one; or a "limit": plain traffic of `bytes`, which no result comes from.
     result: what the gate looks at instead of call(0), for calls whose effect is elsewhere (a training step).
     saved: bytes kept for backward, measured once.
+    around: under which it is called, entered once for many calls.
     """
 
     call: Callable[[int], Any]
@@ -31,6 +33,7 @@ class Provider:
     bytes: int = 0
     result: Callable[[], Any] | None = None
     saved: Callable[[], int] | None = None
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass

@@ -175,6 +175,14 @@ GPU_TAP: dict[tuple[str, str], list[Goal]] = {
 }
 
 
+GPU_TWIN: dict[str, list[Goal]] = {
+    "interflow_head": [faster_than("ours", 0.85), faster_than("compiled", 1.05)],
+    "forward keeping masks": [faster_than("ours", 0.95), faster_than("compiled", 2.4)],
+    "backward": [faster_than("ours", 0.95), faster_than("compiled", 5)],
+}
+"""Of the operators in Triton, bf16, B >= 32: the head's forward pass, and the tap's passes."""
+
+
 def gpu_network(model: str, direction: str, pixels: int, batch: int, compiled: bool, bare: str | None = None) -> list[Goal]:
     """Of VGG-16 with Interflow fused in bf16, channels_last, beside the plain network and beside `bare`, the same fused stages without branches.
 

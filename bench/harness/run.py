@@ -77,7 +77,8 @@ class Session:
         graphs = case.family == "device" and self.device.type == "cuda"
         ways = {}
         for name, provider in list(case.providers.items()):
-            ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, turns, self.device)
+            with provider.around():
+                ways[name] = graph_turn(provider.call, case.sets, self.device) if graphs else call_turn(provider.call, turns, self.device)
         samples: dict[str, list[float]] = {name: [] for name in ways}
         names = list(ways)
         self.patience -= wait_for_quiet(min(self.patience, 5.0))
@@ -87,7 +88,8 @@ class Session:
                 break
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                samples[name].append(ways[name]() / case.repeats)
+                with case.providers[name].around():
+                    samples[name].append(ways[name]() / case.repeats)
         took, spent = time.perf_counter() - start, (others_seconds() or 0.0) - (others or 0.0)
         self.timed, self.others = self.timed + took, self.others + spent
         case.about["others_cores"] = round(max(0.0, spent / took), 2)
@@ -95,22 +97,26 @@ class Session:
 
 
 def check(case: Case) -> None:
-    """Refuses (AssertionError) a case of which ours or a peer gives a wrong result."""
+    """Refuses (AssertionError) a case of which ours, its twin or a peer gives a wrong result."""
     if case.expected is None:
         return
     expected = tensors(case.expected())
     for name, provider in case.providers.items():
-        if provider.kind in ("ours", "peer"):
-            results = provider.call(0) if provider.result is None else provider.result()
+        if provider.kind in ("ours", "twin", "peer"):
+            with provider.around():
+                results = provider.call(0) if provider.result is None else provider.result()
             refuse_wrong(f"{case.name}: {name}", tensors(results), expected, case.tolerance)
 
 
 def counted(case: Case, device: torch.device) -> tuple[dict[str, int], dict[str, int]]:
     """By provider: bytes kept for backward, and on a GPU kernels a call."""
-    saved = {name: provider.saved() for name, provider in case.providers.items() if provider.saved is not None}
-    if device.type != "cuda":
-        return saved, {}
-    counts = {name: kernel_count(provider.call, device) for name, provider in case.providers.items() if provider.kind != "limit"}
+    saved, counts = {}, {}
+    for name, provider in case.providers.items():
+        with provider.around():
+            if provider.saved is not None:
+                saved[name] = provider.saved()
+            if device.type == "cuda" and provider.kind != "limit":
+                counts[name] = kernel_count(provider.call, device)
     return saved, {name: count for name, count in counts.items() if count}
 
 
@@ -141,10 +147,11 @@ def summary(
         kinds, limits = ({n: getattr(p, key) for n, p in case.providers.items()} for key in ("kind", "bytes"))
         measured = Measured(samples, kinds, case.bytes, limits, saved, kernels)
         info |= _comparisons(case, measured, name)
-        if device.type == "cuda":
-            info["host_us"] = _short(1e6 * host_seconds(provider.call, device) / case.repeats)
-        if case.memory:
-            info["peak_bytes"] = peak_bytes(lambda: provider.call(0), device)
+        with provider.around():
+            if device.type == "cuda":
+                info["host_us"] = _short(1e6 * host_seconds(provider.call, device) / case.repeats)
+            if case.memory:
+                info["peak_bytes"] = peak_bytes(lambda: provider.call(0), device)
         info |= {key: known[name] for key, known in (("saved_bytes", saved), ("kernels", kernels)) if name in known}
     return info
 
@@ -155,7 +162,7 @@ def _comparisons(case: Case, measured: Measured, name: str) -> dict[str, Any]:
         "speed_up": {other: _interval(measured.speed_up(name, other)) for other in kinds if kinds[other] != "limit" and other != name},
         "share": {other: _interval(measured.share(name, other)) for other in kinds if kinds[other] == "limit" and measured.limit_bytes[other]},
     }
-    if kinds[name] == "ours":
+    if kinds[name] in ("ours", "twin"):
         info |= {"best_peer": measured.best_peer(), "missing": case.missing}
         info["goals"] = [goal.judge(measured, name) for goal in case.goals.get(name, [])]
     return info

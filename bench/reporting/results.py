@@ -41,8 +41,8 @@ class Results:
 
     def goals(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Each goal with the row it is judged on."""
-        for row in self.ours():
-            for goal in row["goals"]:
+        for row in self.rows:
+            for goal in row.get("goals", ()):
                 yield row, goal
 
 

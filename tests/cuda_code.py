@@ -42,6 +42,7 @@ class Kernel:
 
 
 WIDE_LOAD, WIDE_STORE = r"LDG(\.\w+)*\.(128|256)(\.\w+)*", r"STG(\.\w+)*\.(128|256)(\.\w+)*"
+COPY_TO_SUM = r"LDGSTS(\.\w+)*\+UR"
 WIDE_COPY = r"LDGSTS(\.\w+)*\.128(\.\w+)*"
 LOCAL_MEMORY = r"(LDL|STL)(\.\w+)*"
 FLOAT_ATOMIC = r"(RED|ATOM|ATOMG|ATOMS|REDG|REDS)(\.\w+)*\.(F16\w*|BF16\w*|F32\w*|F64\w*)(\.\w+)*"
@@ -55,6 +56,8 @@ def complaints(kernel: Kernel, promises: Sequence[Promise]) -> list[str]:
         found.append(f"spills {kernel.spills} bytes, stack frame {kernel.stack}")
     if kernel.count(LOCAL_MEMORY):
         found.append(f"{kernel.count(LOCAL_MEMORY)} accesses to local memory")
+    if kernel.count(COPY_TO_SUM):  # from sm_90 on ptxas names the wrong registers where the copy has a cache policy too
+        found.append(f"{kernel.count(COPY_TO_SUM)} copies whose shared address is a sum with a uniform register")
     if kernel.count(FLOAT_ATOMIC):
         found.append(f"{kernel.count(FLOAT_ATOMIC)} atomics on floating numbers, whose order is not fixed")
     given = [p for p in promises if re.search(p.kernel, kernel.name)]
@@ -107,8 +110,8 @@ def opcodes(program: str, binary: Path) -> Iterator[tuple[str, str, dict[str, in
     with subprocess.Popen([program, "-sass", str(binary)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if instruction := INSTRUCTION.match(line):
-                counts[instruction[1]] = counts.get(instruction[1], 0) + 1
+            if opcode := opcode_of(line):
+                counts[opcode] = counts.get(opcode, 0) + 1
             elif function := re.match(r"\s+Function : (\S+)", line):
                 if name:
                     yield architecture, name, counts
@@ -122,7 +125,16 @@ def opcodes(program: str, binary: Path) -> Iterator[tuple[str, str, dict[str, in
     assert process.returncode == 0, f"{program} -sass {binary} failed"
 
 
-INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*)")
+
+
+def opcode_of(line: str) -> str | None:
+    """With its modifiers, and "+UR" behind a copy into shared memory whose address there is a sum with a uniform register."""
+    instruction = INSTRUCTION.match(line)
+    if instruction is None:
+        return None
+    to_sum = instruction[1].startswith("LDGSTS") and re.match(r"\[\w+\+UR", instruction[2])
+    return instruction[1] + ("+UR" if to_sum else "")
 
 
 def demangled(names: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_code import ARCHITECTURES, Kernel, Promise, complaints, disassembler, forbidden, kernels_of, parse_log
+from cuda_code import ARCHITECTURES, Kernel, Promise, complaints, disassembler, forbidden, kernels_of, opcode_of, parse_log
 
 from interflow_kernels import _backend, _native
 
@@ -212,6 +212,18 @@ def test_a_bad_kernel_is_refused(name, tmp_path):
         assert len(found) == 2
     assert any("registers" in line for line in complaints(kernel, [Promise("bad", 4)]))
     assert any("no row" in line for line in complaints(kernel, []))
+
+
+def test_a_copy_to_a_sum_with_a_uniform_register_is_refused():
+    """As ptxas writes it for sm_90 where the copy has a cache policy: the code before computes UR10 and UR11."""
+    lines = {
+        "        /*1690*/                   LDGSTS.E.BYPASS.128 [R20+UR0+0x400], desc[UR1][R18.64] ;  /* 0x0040000012147dae */": "LDGSTS.E.BYPASS.128+UR",
+        "        /*1690*/              @!P1 LDGSTS.E.BYPASS.128 [R25+0x810], desc[UR6][R18.64] ;      /* 0x0081000012197fae */": "LDGSTS.E.BYPASS.128",
+    }
+    for line, opcode in lines.items():
+        assert opcode_of(line) == opcode
+        found = complaints(Kernel("bad", "90a", opcodes={opcode: 2}), [Promise("bad", 255)])
+        assert found == (["bad for sm_90a: 2 copies whose shared address is a sum with a uniform register"] if opcode.endswith("+UR") else [])
 
 
 def test_float_atomics_by_name():

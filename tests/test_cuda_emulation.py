@@ -113,7 +113,7 @@ MISTAKES = {
     ],
     "barrier of the copies": [
         ("copies", 2, [("    __syncthreads();  // copies are there\n", "")], r"reads byte \d+ of shared memory.*(never written|no barrier orders the two)"),
-        ("product", 1, [("  __syncwarp();\n", "  copy_async<16>(shared + 1, P.x, 0);\n")], "an asynchronous copy of 16 .* not aligned to 16"),
+        ("product", 1, [("  __syncwarp();\n", "  copy_async<16>(shared + 1, P.x);\n")], "an asynchronous copy of 16 .* not aligned to 16"),
     ],
     "barrier of the readers": [
         (

@@ -146,15 +146,16 @@ __device__ __forceinline__ T load_shared_result(const T* p) {
 
 // --- copies from global into shared memory that go on while the thread does something else -------------------------------------
 // kBytes of memory that nobody writes during the launch, both addresses aligned to them: 16, past L1, or 4. Until the thread has waited, nobody
-// may touch `shared`; after that other threads may, behind a barrier.
+// may touch `shared`; after that other threads may, behind a barrier. Without a cache policy: from sm_90 on ptxas (12.9, 13.0) encodes a copy
+// that has one, and whose shared address is a sum with a uniform register, with the wrong registers for both.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* p, uint64_t policy) {
+__device__ __forceinline__ void copy_async(void* shared, const void* p) {
   static_assert(kBytes == 4 || kBytes == 16);
   uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(p), "l"(policy) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(p) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(to), "l"(p), "l"(policy) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(p) : "memory");
 }
 // Waits for all copies that this thread has begun.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }

@@ -18,7 +18,7 @@ __device__ __forceinline__ void finish_sums(const TapBackwardParams& P, const Ta
   });
 
   // Twice at most: rows_at_once rows, then what came of all of these
-  int groups = (P.row_count + P.rows_at_once - 1) / P.rows_at_once, group = row / P.rows_at_once;
+  int groups = (P.row_count - 1) / P.rows_at_once + 1, group = row / P.rows_at_once;
   const float* rows = P.rows + int64_t(group) * P.rows_at_once * channels;
   int meeting = min(P.rows_at_once, P.row_count - group * P.rows_at_once);
   uint32_t* arrivals = P.arrivals + int64_t(group) * plan.slabs;

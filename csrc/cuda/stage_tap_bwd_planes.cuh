@@ -145,20 +145,19 @@ __device__ __forceinline__ void start_unit(const TapBackwardParams& P, const Tap
   TapExtent extent(at, plan);
   int out_w = int(s.width / 2), out = int(s.height / 2) * out_w;
   int64_t image = at.group, channels = s.channels, masks = channels * plan.positions;
-  uint64_t policy = cache_policy(from_here(P.stream));
   if (of_mask.has_me()) {
     start_run(of_mask, rooms.mask, P.mask + image * masks + extent.begin(most.mask, plan.positions), extent.count(most.mask, plan.positions), P.mask,
-              P.mask + s.batch * masks, policy);
+              P.mask + s.batch * masks);
     if (P.dp)
 #pragma unroll 1
       for (int plane = of_mask.thread; plane < extent.planes; plane += of_mask.threads)
-        copy_async<4>(dp + plane, P.dp + image * P.dp_stride_b + (extent.channel + plane) * P.dp_stride_c, policy);
+        copy_async<4>(dp + plane, P.dp + image * P.dp_stride_b + (extent.channel + plane) * P.dp_stride_c);
   } else if (kPool && P.dm && P.dm_dense) {
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b;
-    start_run(of_dm, rooms.m, dm + extent.begin(most.m, out), extent.count(most.m, out), dm, dm + channels * out, policy);
+    start_run(of_dm, rooms.m, dm + extent.begin(most.m, out), extent.count(most.m, out), dm, dm + channels * out);
   } else if (kPool && P.dm) {
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b + extent.channel * P.dm_stride_c;
-#pragma unroll 1
+#pragma unroll 4
     for (int i = of_dm.thread; i < extent.count(most.m, out); i += of_dm.threads) {
       int element = extent.skipped(most.m) + i, plane = element / out, h = (element - plane * out) / out_w, w = element - plane * out - h * out_w;
       reinterpret_cast<T*>(rooms.m)[i] = dm[plane * P.dm_stride_c + h * P.dm_stride_h + w * P.dm_stride_w];

@@ -218,8 +218,7 @@ __device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& r
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   const T* image = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b;
-  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels,
-            cache_policy(from_here(P.stream)));
+  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels);
 }
 
 // Writes a unit of m and the mask from there, by the other warps.

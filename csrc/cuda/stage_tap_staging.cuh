@@ -75,14 +75,14 @@ struct RunBytes {
 
 // Begins to copy a run of `count` elements; [lowest, highest) may be read.
 template <class T>
-__device__ __forceinline__ void start_run(const Team& team, unsigned char* room, const T* run, int count, const T* lowest, const T* highest, uint64_t policy) {
+__device__ __forceinline__ void start_run(const Team& team, unsigned char* room, const T* run, int count, const T* lowest, const T* highest) {
   int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T)), rounded = (end + kChunk - 1) & -kChunk;
   const char* from = reinterpret_cast<const char*>(run) - begin;
   bool low = from >= reinterpret_cast<const char*>(lowest), high = from + rounded <= reinterpret_cast<const char*>(highest);  // may be read
   RunBytes bytes{begin, end, low ? 0 : kChunk, high ? rounded : end & -kChunk};
 #pragma unroll 2
   for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
-    copy_async<kChunk>(room + at, from + at, policy);
+    copy_async<kChunk>(room + at, from + at);
   if (!(low && high)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(room + at) = *reinterpret_cast<const T*>(from + at); });
 }
 

@@ -191,7 +191,7 @@ inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
 }
 
 template <int kBytes>
-inline void copy_async(void* shared, const void* p, uint64_t) {
+inline void copy_async(void* shared, const void* p) {
   static_assert(kBytes == 4 || kBytes == 16);
   emulation::copy_async(shared, p, kBytes);
 }

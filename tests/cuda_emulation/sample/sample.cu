@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) copies_kernel(const __grid_constant_
   float4* shared = reinterpret_cast<float4*>(shared_memory());
   auto start = [&](int64_t first) {
     int64_t row = first + int(threadIdx.x);
-    if (row < P.rows) copy_async<16>(shared + threadIdx.x, P.x + row * 4, cache_policy(true));
+    if (row < P.rows) copy_async<16>(shared + threadIdx.x, P.x + row * 4);
   };
   start(blockIdx.x * kThreads);
   for (int64_t first = blockIdx.x * kThreads; first < P.rows; first += gridDim.x * kThreads) {

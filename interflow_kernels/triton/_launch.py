@@ -113,7 +113,8 @@ def _launch_by_triton(kernel: Any, programs: int, arguments: Sequence[Any], cons
     for a in arguments:
         if isinstance(a, Tensor):
             place = a.device
-            classes.append((a.dtype, a.data_ptr() % 16 == 0, a.untyped_storage().nbytes() < 2**31))
+            within = torch.version.hip is None or a.untyped_storage().nbytes() < 2**31
+            classes.append((a.dtype, a.data_ptr() % 16 == 0, within))
         else:
             classes.append(a is None)
     key = (id(kernel), place, tuple(classes), constants, warps, stages)

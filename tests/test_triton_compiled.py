@@ -51,7 +51,7 @@ CEILINGS = {
     "head_scores": 192,
     "head_gradients": 255,
     "head_attention": 128,
-    "head_gate": 64,
+    "head_gate": 72,
 }
 
 

@@ -122,6 +122,12 @@ def test_gates_of_sixteen_stages(target):
         assert found.spilled == 0 and found.registers <= 208, found
 
 
+def test_no_programs_are_no_launch():
+    with recorded() as launches:
+        interflow_head.interflow_head([torch.empty(2, 0, 4, 4)], torch.empty(3, 0), None, torch.empty(1), None, "1xn", [1, 1], False, None)
+    assert [launch.kernel.__name__ for launch in launches] == ["head_tail"]
+
+
 def test_pooled_maps_of_nchw():
     assert check(head_launches(torch.bfloat16, "contiguous", "nxn")["head_pool"], "sm_90").loads >= 8
 

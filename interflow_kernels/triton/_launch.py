@@ -153,6 +153,8 @@ class Launcher:
         self._launch(arguments)
 
     def _launch(self, arguments: Sequence[Any]) -> None:
+        if self._programs == 0:
+            return
         if _noted is not None:
             _noted.append(Launch(self._kernel, self._programs, arguments, self._constants, *self._run))
             if not _launching:

@@ -77,8 +77,8 @@ def select(device: str, index: int | None = None, dtype: torch.dtype | None = No
         return _requested
     for name in _ORDER:
         if reason_against(name, device, index) is None:
-            if name == "triton" and not torch.compiler.is_compiling():
-                registration.serve(torch.device(device) if index is None else torch.device(device, index))
+            if name == "triton":
+                registration.serve(device, index)
             return name
     if not torch.compiler.is_compiling() and device not in _warned:
         _warned.add(device)

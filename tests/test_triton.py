@@ -145,6 +145,19 @@ print(served(), leaf.grad.shape == u.shape)
 
 
 @needs_triton
+def test_a_gpu_that_the_library_has_no_code_for_is_served_in_compiled_code_too():
+    """Played on the CPU as above; no call outside torch.compile goes before, which would have arranged it."""
+    code = f"""{SERVED}
+from interflow_kernels import _native
+_native.cpu_error = "no code for this one"
+registration.native_serves = lambda device: True
+stage_tap = torch.compile(stage_tap, backend="eager", fullgraph=True)
+print(served(), served())
+"""
+    assert python(code, TRITON_INTERPRET="1") == ["True True"]
+
+
+@needs_triton
 def test_without_a_compiled_library_the_operators_exist_for_triton():
     code = f"""{SERVED}
 print(registration.schemas_exist(), served(), torch.ops.interflow_kernels.stage_tap.default._schema.name)

@@ -37,7 +37,7 @@ def recorded(target="sm_90"):
 
 
 def compiled(launch, target):
-    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them."""
+    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them, and on AMD in memory within 2 GiB."""
     parameters = launch.kernel.params
     values = [*launch.arguments, *launch.constants]
     assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
@@ -48,7 +48,7 @@ def compiled(launch, target):
             constants[(i,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[(i,)] = [["tt.divisibility", 16]] + [["tt.pointer_range", 32]] * (target.backend == "hip")
         else:
             signature[parameter.name] = "i32"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)

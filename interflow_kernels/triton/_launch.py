@@ -3,8 +3,8 @@
 The usual ways are public ones: `kernel[grid](...)` compiles, binds and returns the compiled kernel, `compiled[grid](...)` launches it.
 The short way calls `compiled.run` as Triton's own `kernel[grid]` does, past the binder, whose cost grows with the arguments, and past
 the hooks of profilers, where there are none. It is taken with the versions and on the GPUs whose launchers it was read for, and
-where all tensors are aligned to 16 bytes, which is the only thing that Triton specialises on here: integers are declared
-`do_not_specialize`.
+where all tensors are aligned to 16 bytes. Triton specialises on that, on AMD also on whether memory is within 2 GiB, for offsets of
+32 bits; integers are declared `do_not_specialize`. One shape's offsets stay where they are in any memory, so a Launcher need not ask.
 """
 
 import functools
@@ -113,7 +113,8 @@ def _launch_by_triton(kernel: Any, programs: int, arguments: Sequence[Any], cons
     for a in arguments:
         if isinstance(a, Tensor):
             place = a.device
-            classes.append((a.dtype, a.data_ptr() % 16 == 0))
+            within = torch.version.hip is None or a.untyped_storage().nbytes() < 2**31
+            classes.append((a.dtype, a.data_ptr() % 16 == 0, within))
         else:
             classes.append(a is None)
     key = (id(kernel), place, tuple(classes), constants, warps, stages)
@@ -152,6 +153,8 @@ class Launcher:
         self._launch(arguments)
 
     def _launch(self, arguments: Sequence[Any]) -> None:
+        if self._programs == 0:
+            return
         if _noted is not None:
             _noted.append(Launch(self._kernel, self._programs, arguments, self._constants, *self._run))
             if not _launching:

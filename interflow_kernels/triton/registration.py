@@ -152,9 +152,10 @@ def _overriding() -> Iterator[None]:
         yield
 
 
-def serve(device: torch.device) -> None:
+def serve(kind: str, index: int | None) -> None:
     """For a GPU where Triton was chosen although a compiled library holds its key: the library has no code for it. Other GPUs stay with the library."""
-    if device in _without_code or not native_serves(device.type):
+    device = torch.device(kind) if index is None else torch.device(kind, index)
+    if device in _without_code or not native_serves(kind):
         return
     _without_code.add(device)
     if device.type in _routed:
@@ -168,6 +169,9 @@ def serve(device: torch.device) -> None:
             compiled = torch.library.get_kernel(f"{_NAMESPACE}::{operator.__name__}", _KEYS[device.type])
             library.impl(operator.__name__, _by_device(operator, place, compiled), _KEYS[device.type], with_keyset=True)
     _routed[device.type] = library
+
+
+serve._dynamo_marked_constant = True  # type: ignore[attr-defined]  # done while torch.compile traces, as what it traces then calls the operator
 
 
 def _by_device(operator: Callable[..., Any], place: int, compiled: Any) -> Callable[..., Any]:

@@ -119,7 +119,15 @@ def run(part: Part, log: TextIO, at_most: float, budget: float | None = None) ->
     environment = {**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"}
     try:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits that interrupts are ignored
         )
     except OSError as error:
         return Outcome(part.name, f"failed ({error})", 0.0)
@@ -192,7 +200,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--full", action="store_true", help="every case, hours; results in a folder of their own, whose name ends in -full")
     parser.add_argument("--case", default="", help="only cases whose name contains this text")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, which ignores interrupts, would pass that on to its parts
     asked = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)  # not here: the context would stay on the GPU that is measured
     if asked.returncode != 0:
         print(f"make gpu needs torch and an NVIDIA GPU that it can use: {asked.stderr.strip().splitlines()[-1]}", file=sys.stderr)

@@ -29,20 +29,21 @@ SHOWN = ("plain", "Interflow naive", "Interflow fused")
 GPU = Cell("vgg16", DIRECTIONS[0], 224, 32, layout="channels_last", dtype="bf16", classes=1000)
 CPU = Cell("vgg16", DIRECTIONS[0], 32, 64)
 CALLS, TURNS = 5, 9
+FAILED = "it failed, see the log"
 EAGER, COMPILING = 6.0, 60.0  # seconds, a guess, that three networks take
 
 
-def profiles(cell: Cell, device: torch.device, compiled: bool, deadline: float | None, failed: list[str]) -> Iterator[dict[str, Any]]:
-    """Of each network: eager first, then compiled where it is asked for. What the deadline leaves no time for is named and left out, what fails too."""
+def profiles(cell: Cell, device: torch.device, compiled: bool, deadline: float | None, missing: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Of each network: eager first, then compiled where it is asked for. `missing` says why others are left out: no time, or a failure."""
     for way, direction in itertools.product((False, True) if compiled else (False,), DIRECTIONS):
         wanted = replace(cell, direction=direction, compiled=way)
         if deadline is not None and time.perf_counter() + (COMPILING if way else EAGER) > deadline:
-            print(f"left out, too little time was left: {wanted.name}")
+            missing[wanted.name] = "too little time was left"
             continue
         try:
             yield from side_by_side(build(wanted, SHOWN, device), device)
         except Exception:
-            failed.append(wanted.name)
+            missing[wanted.name] = FAILED
             print(f"FAILED {wanted.name}")
             traceback.print_exc()
 
@@ -87,8 +88,8 @@ def main(arguments: Sequence[str]) -> int:
     cell = replace(cell, **{key: getattr(given, key) for key in asdict(cell) if getattr(given, key, None)})
     machine.wait_for_quiet(5.0)
     start, others = time.perf_counter(), machine.others_seconds()
-    failed: list[str] = []
-    found = list(profiles(cell, device, given.compiled, None if given.budget is None else STARTED + given.budget, failed))
+    missing: dict[str, str] = {}
+    found = list(profiles(cell, device, given.compiled, None if given.budget is None else STARTED + given.budget, missing))
     spent = ((machine.others_seconds() or 0.0) - (others or 0.0)) / (time.perf_counter() - start)
     data = {
         "machine": machine.describe(device),
@@ -97,12 +98,15 @@ def main(arguments: Sequence[str]) -> int:
         "settings": {**{key: value for key, value in asdict(cell).items() if key not in ("direction", "compiled", "graph")}, "calls": CALLS, "turns": TURNS},
         "others_cores": round(max(0.0, spent), 2),
         "profiles": found,
+        "missing": missing,
     }
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / FILE).write_text(json.dumps(data, indent=1) + "\n")
     (given.out / "profile.md").write_text(markdown(data, FILE))
     print(f"{given.out / FILE}\n{given.out / 'profile.md'}")
-    return int(bool(failed))
+    for name, reason in missing.items():
+        print(f"left out, {reason}: {name}")
+    return int(FAILED in missing.values())
 
 
 def commit() -> str:

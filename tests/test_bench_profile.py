@@ -272,11 +272,15 @@ def test_a_network_that_fails_does_not_take_the_others_along(tmp_path, monkeypat
     assert command.main(["--out", str(tmp_path), "--width", "0.05", "--batch", "2"]) == 1
     assert {p["direction"] for p in json.loads((tmp_path / page_of.FILE).read_text())["profiles"]} == {"inference"}
     assert "FAILED vgg16, training step" in capsys.readouterr().out
+    assert "Left out, it failed, see the log: vgg16, training step" in (tmp_path / "profile.md").read_text()
 
 
-def test_a_spent_budget_leaves_networks_out_and_says_so(capsys):
-    assert list(command.profiles(command.CPU, CPU, True, deadline=0.0, failed=[])) == []
+def test_a_spent_budget_leaves_networks_out_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.machine, "wait_for_quiet", lambda at_most: 0.0)
+    assert command.main(["--out", str(tmp_path), "--compiled", "--budget", "-1e9"]) == 0
     assert "left out, too little time was left: vgg16, inference, 32px fp32 nchw B=64 compiled" in capsys.readouterr().out
+    page = (tmp_path / "profile.md").read_text()
+    assert page.count("Left out, too little time was left: vgg16, ") == 4
 
 
 def test_pages_in_docs_are_those_of_the_committed_profiles():

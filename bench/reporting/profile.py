@@ -35,6 +35,7 @@ def markdown(data: dict[str, Any], source: str) -> str:
         "",
         f"Made by `python bench/profile_page.py` from `{source}`, which `make {'gpu' if on_gpu else 'profile'}` measured.",
         "",
+        *(f"Left out, {reason}: {name}.\n" for name, reason in data.get("missing", {}).items()),
     ]
     tables = [table for group in grouped(data["profiles"]) for table in (by_kind(group), *(by_kernel(profile, on_gpu) for profile in group))]
     return "\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables)

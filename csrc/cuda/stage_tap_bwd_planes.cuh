@@ -184,7 +184,7 @@ inline int tap_planes_backward_shared(const TapPlan& plan, bool staged) {
 }
 
 template <class T, bool kPool, TapPath kPath>
-__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPath == TapPath::Staged ? 3 : 2)
+__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3)
     tap_planes_backward(const __grid_constant__ TapBackwardParams P) {
   constexpr bool kStaged = kPath == TapPath::Staged;
   const TapPlan& plan = P.plan;

@@ -246,7 +246,7 @@ inline int tap_planes_shared(const TapPlan& plan, bool staged) {
 }
 
 template <class T, bool kPool, TapPath kPath, bool kMask>
-__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Wide ? 3 : kPath == TapPath::Staged ? 3 : 2) tap_planes(const __grid_constant__ TapParams P) {
+__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3) tap_planes(const __grid_constant__ TapParams P) {
   constexpr bool kStaged = kPath == TapPath::Staged;
   const TapPlan& plan = P.plan;
   const TapShape& s = plan.shape;

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
 from ._math import INTERPRETED
 
@@ -59,31 +61,16 @@ def noted(launching: bool = True) -> Iterator[list[Launch]]:
 
 
 # --- the device ---------------------------------------------------------------------------------------------------------
-@functools.cache
-def _driver() -> Any:
-    from triton.runtime import driver
-
-    return driver.active
-
-
-@functools.cache
-def _runtime_settings() -> Any:
-    from triton import knobs
-
-    return knobs.runtime
-
-
 def _is_watched() -> bool:
     """Whether a profiler has hooks on launches."""
-    settings = _runtime_settings()
-    enter, leave = settings.launch_enter_hook, settings.launch_exit_hook
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))  # chains of hooks, or one set by hand
 
 
 def elsewhere(t: Tensor) -> AbstractContextManager[Any] | None:
     """The guard under which kernels on t's GPU are launched; None where that is the current one."""
     index = t.get_device()
-    if index < 0 or INTERPRETED or index == _driver().get_current_device():
+    if index < 0 or INTERPRETED or index == driver.active.get_current_device():
         return None
     return torch.cuda.device(index) if t.is_cuda else torch.xpu.device(index)
 
@@ -173,7 +160,7 @@ class Launcher:
         self._tensors, self._fixed = itemgetter(*places), tuple(arguments[i] for i in others)
         self._order: Callable[[Any], Any] = itemgetter(*((*places, *others).index(i) for i in range(len(arguments))))
         self._device = tensors[0].get_device()
-        self._short = (compiled.run, compiled.function, compiled.packed_metadata, _driver().get_current_stream)
+        self._short = (compiled.run, compiled.function, compiled.packed_metadata, driver.active.get_current_stream)
 
 
 def counters(like: Tensor, count: int) -> Tensor:
@@ -185,7 +172,7 @@ def counters(like: Tensor, count: int) -> Tensor:
     if not like.is_cuda or torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=like.device)
     index = like.get_device()
-    key = (index, _driver().get_current_stream(index))
+    key = (index, driver.active.get_current_stream(index))
     slab = _counters.get(key)
     if slab is None or slab.numel() < count:
         slab = _counters[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=like.device)

@@ -102,11 +102,11 @@ class _Plan(NamedTuple):
     y: Allocation
     branches: Allocation
     pooled: Allocation
-    partial: Allocation | None  # sums of parts of maps
-    pool: Launcher | None  # None: all features are pooled already
-    tail: Launcher | None  # None: nothing to do
-    without: tuple[None, ...]  # what stands in a launch's arguments for features that are not there
-    is_contiguous: bool  # all parameters are
+    tail: Launcher | None = None  # None: nothing to do
+    pool: Launcher | None = None  # None: all features are pooled already
+    partial: Allocation | None = None  # sums of parts of maps
+    without: tuple[None, ...] = ()  # what stands in a launch's arguments for features that are not there
+    is_contiguous: bool = True  # all parameters are
 
 
 @tiles.cached
@@ -144,7 +144,7 @@ def _plan(
     y, pooled = new.dense((batch, classes), dtype), new.dense((batch, width), torch.float32)
     branches = new.dense((batch, n, classes), dtype) if need_branches else new.nothing(dtype)
     if batch == 0:
-        return _Plan(y, branches, pooled, None, None, None, (), True)
+        return _Plan(y, branches, pooled)
     partial = new.dense((batch, pooling.partial_d), torch.float32) if pooling.partial_d else None
     direct = n <= 4 and all(len(x.shape) == 2 for x in features)
     pool = Launcher(kernels.head_pool, batch * pooling.first[-1], (n, pooling.stages, pooling.first, width, pooling.partial_d), *pooling.run)
@@ -155,7 +155,7 @@ def _plan(
     tail = Launcher(kernels.head_tail, -(-batch // tile[0]) * -(-classes // tile[1]), constants, *run)
     without = (None,) * ((4 if direct else MAX_STAGES) - n)
     is_contiguous = all(t is None or t.is_contiguous() for t in parameters)
-    return _Plan(y, branches, pooled, partial, None if direct else pool, tail, without, is_contiguous)
+    return _Plan(y, branches, pooled, tail, None if direct else pool, partial, without, is_contiguous)
 
 
 def interflow_head(

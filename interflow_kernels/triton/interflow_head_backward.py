@@ -36,14 +36,14 @@ def _columns(widths: Sequence[int], wide: int) -> tuple[tuple[int, ...], tuple[i
 class _Plan(NamedTuple):
     results: tuple[Allocation, ...]  # dpooled, dweight, dbias, dattention_weight, dattention_bias; [0] where not asked for
     given: tuple[bool, ...]  # which of them are written
-    scores: Launcher | None
-    of_gates: Allocation | None  # [B, n, K] fp32: the gradient of Z, that of the gates' arguments, the gates' shares; None without gates
-    sums: Allocation | None  # rows of sums for the attention, which `scores` writes
-    gradients: Launcher | None
-    rows: Allocation | None  # likewise, which `gradients` writes
-    attention: Launcher | None
-    summed: int  # tiles of images, or rows, that the attention's launch adds up
-    zeros: tuple[int, ...]  # results that are zero
+    zeros: tuple[int, ...]  # which are zero
+    scores: Launcher | None = None
+    of_gates: Allocation | None = None  # [B, n, K] fp32: the gradient of Z, that of the gates' arguments, the gates' shares; None without gates
+    sums: Allocation | None = None  # rows of sums for the attention, which `scores` writes
+    gradients: Launcher | None = None
+    rows: Allocation | None = None  # likewise, which `gradients` writes
+    attention: Launcher | None = None
+    summed: int = 0  # tiles of images, or rows, that the attention's launch adds up
 
 
 @tiles.cached
@@ -88,7 +88,7 @@ def _plan(
     )
     given = tuple(t is not None and asked and math.prod(t.shape) > 0 for t, asked in zip(like, wanted, strict=True))
     if batch == 0 or (dy is None and dbranches is None):
-        return _Plan(results, given, None, None, None, None, None, None, 0, tuple(range(5)))
+        return _Plan(results, given, tuple(range(5)))
     dpooled, dweight, dbias, dattention_weight, dattention_bias = given
 
     # Sizes
@@ -130,7 +130,7 @@ def _plan(
         last = Launcher(kernels.head_attention, programs, (n, first if from_products else None, classes, mode, n2, 128), tiles.WARPS)
     zeros = () if attends else tuple(i for i in (3, 4) if given[i])
     of_gates = new.dense((batch, n, classes), FP32) if gated else None
-    return _Plan(results, given, scores, of_gates, sums, gradients, rows, last, summed, zeros)
+    return _Plan(results, given, zeros, scores, of_gates, sums, gradients, rows, last, summed)
 
 
 def _new(allocation: Allocation | None) -> Tensor | None:

@@ -32,10 +32,10 @@ class _Forward(NamedTuple):
     m: Allocation
     p: Allocation
     mask: Allocation
-    partial: Allocation | None  # where parts of a map meet
-    counters: int  # then
-    without: tuple[None, ...]  # what stands for these where they do not
-    launch: Launcher | None  # None: nothing to do
+    launch: Launcher | None = None  # None: nothing to do
+    without: tuple[None, ...] = ()  # what stands for partial and counters where there are none
+    partial: Allocation | None = None  # where parts of a map meet
+    counters: int = 0  # then
 
 
 @tiles.cached
@@ -61,15 +61,16 @@ def _forward_plan(u_fields: Any, shift_fields: Any, max_pool: bool, need_mask: b
     p = new.dense((batch, channels), torch.float32)
     mask = new.dense((mask_bytes(u.shape, max_pool, channels_last) if need_mask else 0,), torch.uint8)
     if batch == 0 or channels == 0:
-        return _Forward(m, p, mask, None, 0, (), None)
+        return _Forward(m, p, mask)
     sizes, wide = (channels, height, width, *u.strides, max_pool), _is_wide(u.shape, u.strides)
     if not channels_last:
         (rows, cols), run = tiles.tap_planes("tap_planes", channels, height, width, u.dtype.itemsize, max_pool)
-        return _Forward(m, p, mask, None, 0, (), Launcher(planes.tap_planes, batch * -(-channels // rows), (*sizes, rows, cols, wide), *run))
+        return _Forward(m, p, mask, Launcher(planes.tap_planes, batch * -(-channels // rows), (*sizes, rows, cols, wide), *run))
     tile, run = tiles.tap_pixels("tap_pixels", channels, height, width, u.dtype.itemsize, max_pool)
     parts, blocks = tile[0], -(-channels // tile[3])
     partial = new.dense((batch, parts, channels), torch.float32) if parts > 1 else None
-    return _Forward(m, p, mask, partial, batch * blocks, (None, None), Launcher(pixels.tap_pixels, batch * parts * blocks, (*sizes, *tile, wide), *run))
+    launcher = Launcher(pixels.tap_pixels, batch * parts * blocks, (*sizes, *tile, wide), *run)
+    return _Forward(m, p, mask, launcher, (None, None), partial, batch * blocks)
 
 
 def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,10 +91,10 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, need_mask: bool) 
 class _Backward(NamedTuple):
     du: Allocation
     dshift: Allocation
-    launch: Launcher | None  # None: nothing to do
-    sums: Allocation | None  # rows that dshift is the sum of
-    rows: int
-    sum_rows: Launcher | None
+    launch: Launcher | None = None  # None: nothing to do
+    sums: Allocation | None = None  # rows that dshift is the sum of
+    rows: int = 0
+    sum_rows: Launcher | None = None
 
 
 @tiles.cached
@@ -134,7 +135,7 @@ def _backward_plan(
     new = Memory(mask.device, fill)
     du, dshift = new.map(shape, dtype, channels_last), new.dense((channels if need_shift else 0,), torch.float32)
     if batch == 0 or channels == 0:
-        return _Backward(du, dshift, None, None, 0, None)
+        return _Backward(du, dshift)
     if channels_last:
         kernel: Any = pixels.tap_pixels_backward
         tile, run = tiles.tap_pixels("tap_pixels_backward", channels, height, width, dtype.itemsize, max_pool)
@@ -148,7 +149,7 @@ def _backward_plan(
     dp_strides = (0, 0) if dp is None else dp.strides
     launcher = Launcher(kernel, programs, (channels, height, width, *dm_strides, *dp_strides, max_pool, *tile, _is_wide(shape, dm_strides)), *run)
     if not need_shift:
-        return _Backward(du, dshift, launcher, None, 0, None)
+        return _Backward(du, dshift, launcher)
     cols = min(32, tiles.power_of_two(channels))
     summing = Launcher(sum_rows, -(-channels // cols), (channels, 32, cols), tiles.WARPS)
     return _Backward(du, dshift, launcher, new.dense((batch * parts, channels), torch.float32), batch * parts, summing)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import setting as settings
+from .kit import differs
 from .parts import CALLS, PARTS, perform
 from .process import ROOT, Log
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "log.txt", "a") as log:
         where = settings.Setting(given.device, out, kit, Log(log), capability, given.full, given.only)
+        if kit is not None and (other := differs(kit)) is not None:
+            where.say(other)
         return perform(asked(given.parts, given.seconds), where)
 
 

@@ -56,7 +56,8 @@ def measure(setting: Setting, seconds: float) -> int:
             break
         if program.results is not None:
             program.results.unlink(missing_ok=True)
-        outcomes += run([command(program, setting, allowed(chosen[i:], until - REPORT - time.perf_counter()))], setting.say)
+        left = until - REPORT - time.perf_counter()
+        outcomes += run([command(program, setting, left - GRACE if setting.rehearsal else allowed(chosen[i:], left))], setting.say)
     found = [program.results for program in chosen if program.results is not None]
     whole = merged(found)
     if whole is not None:

@@ -1,6 +1,10 @@
 """Loads the compiled libraries once, at import, or remembers in one sentence why not and what mends it."""
 
+import json
+import os
 import platform
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +21,54 @@ def torch_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+_brought = os.environ.get("INTERFLOW_LIBRARIES", "")
+libraries = Path(_brought) if _brought else Path(__file__).parent
+"""The folder of the compiled libraries and of what is known of their build: this package, or one brought along from another machine."""
+
+
 def library_path(stem: str) -> Path | None:
     """The compiled library of this package whose file name starts with `stem`, e.g. "_cpu"."""
-    found = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
+    found = sorted(libraries.glob(f"{stem}.*so"))
     return found[0] if found else None
 
 
 def build_info() -> dict[str, Any] | None:
-    """What the compiled module says of itself, or None where it was not built or does not load."""
+    """What is known of the build, or None where nothing was built: from the file beside the libraries, which any Python reads, else from _C."""
+    written = libraries / "build_info.json"
     try:
+        if written.exists():
+            return dict(json.loads(written.read_text()), has_avx2=_has_avx2())
+        if _brought:
+            return None  # a _C beside this file belongs to other libraries
         from . import _C  # type: ignore[attr-defined]
-    except ImportError:
+    except (ImportError, ValueError):
         return None
     return dict(_C.build_info(), has_avx2=_C.has_avx2())
+
+
+def _has_avx2() -> bool:
+    """Whether this processor has AVX2, FMA and F16C, as Linux tells it."""
+    try:
+        flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
+    except OSError:
+        flags = []
+    return {"avx2", "fma", "f16c"} <= set(flags)
+
+
+def python_error() -> str | None:
+    """None where the module _C is for the running Python or not there, else one sentence: the libraries serve any Python, _C does not."""
+    found = [path.name for path in sorted(Path(__file__).parent.glob("_C.*so"))]
+    if not found or any(name == f"_C{suffix}" for name in found for suffix in EXTENSION_SUFFIXES):
+        return None
+    running = f"this is {sys.implementation.cache_tag}"
+    if build_info() is not None:
+        return f"_C was built for another Python ({found[0]}, {running}); the kernels do not need it"
+    return f"what was built is unknown: build_info.json is missing and _C was built for another Python ({found[0]}, {running}); {_REBUILD}"
+
+
+def _whose() -> str:
+    """The folder of the libraries, for a sentence."""
+    return f"the folder that INTERFLOW_LIBRARIES names, {libraries}" if _brought else "the installed package"
 
 
 def _load_cpu() -> str | None:
@@ -39,7 +78,7 @@ def _load_cpu() -> str | None:
     if path is None:
         if platform.system() != "Linux":
             return f"no compiled kernels for {platform.system()}: they are built on Linux (x86-64, aarch64) only"
-        return f"the compiled library _cpu is missing from the installed package; {_REBUILD}"
+        return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -56,7 +95,8 @@ def _load_cuda() -> str | None:
         return cpu_error
     built = build_info() or {}
     if not built.get("cuda"):
-        return f"the CUDA kernels were not built ({built.get('cuda_reason') or 'no build information'}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+        reason = built.get("cuda_reason") or python_error() or "no build information"
+        return f"the CUDA kernels were not built ({reason}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     if built["cuda"].split(".")[0] != ours.split(".")[0]:
         return (
             f"the CUDA kernels were built by CUDA {built['cuda']}, torch {torch.__version__} has CUDA {ours}; "
@@ -64,7 +104,7 @@ def _load_cuda() -> str | None:
         )
     path = library_path("_cuda")
     if path is None:
-        return f"the compiled library _cuda is missing from the installed package; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+        return f"the compiled library _cuda is missing from {_whose()}; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -84,9 +84,13 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
         m = max_pool2d(v, 2, 2)                [B, C, H // 2, W // 2]; None for max_pool=False
         p = mean of v over H, W                [B, C]
 
-    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype and memory format and, on the
-    same u and device, the bits of PyTorch's own composition; p is fp32 (fp64 for fp64 u) and sums in one order, whatever the
-    batch or the thread count. The last row or column of an odd size counts in p, not in m; of H or W = 1, m is empty.
+    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype and memory format; p is fp32
+    (fp64 for fp64 u) and sums in one order, whatever the batch or the thread count. The last row or column of an odd size
+    counts in p, not in m; of H or W = 1, m is empty.
+
+    Bits: on every device, m has those of PyTorch's own operators on a CPU, and so has the gradient of u that comes from m or
+    from p alone (from both together: in fp32 and fp64). PyTorch itself differs between devices and versions: on CUDA,
+    relu(-0.0) is +0 in torch 2.11 and -0 in later ones, and the mean's backward multiplies by 1 / (H * W) where a CPU divides.
 
     Dtypes: fp32, fp64, bf16, fp16; shift in u's dtype or fp32, rounded to u's. Autocast changes nothing.
 

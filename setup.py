@@ -214,6 +214,12 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def package_version() -> str:
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "interflow_kernels/_version.py").read_text())
+    assert found is not None
+    return found[1]
+
+
 def extensions() -> dict:
     try:
         import pybind11
@@ -242,15 +248,16 @@ def extensions() -> dict:
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
+    version = f'-DINTERFLOW_VERSION="{package_version()}"'
     library = CppExtension(
         "interflow_kernels._cpu",
         sources("csrc/library.cpp", "csrc/cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI],
+        extra_compile_args=[*FLAGS, STABLE_ABI, version],
         py_limited_api=True,
         depends=sources("csrc/*.h", "csrc/cpu/*.h"),
     )
-    library.libraries = ["torch_cpu"]
+    library.libraries = ["torch_cpu", "dl"]
     built = [module, library]
     kernels = sources("csrc/cuda/*.cu")
     if cuda.toolkit is not None:
@@ -259,7 +266,7 @@ def extensions() -> dict:
             sources("csrc/cuda/*.cpp"),
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, "-DUSE_CUDA"],
+            extra_compile_args=[*FLAGS, STABLE_ABI, version, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,

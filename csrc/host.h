@@ -7,18 +7,33 @@
 
 #include <algorithm>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "dtype.h"
+#include "registration.h"
 
 // Its name in torch 2.10 and 2.11.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
+// STD_TORCH_CHECK with the sentence alone: no function, file and line of the building machine in front of it.
+#define INTERFLOW_CHECK(condition, ...) \
+  if (!(condition)) [[unlikely]]        \
+  ::interflow::fail(__VA_ARGS__)
+
 namespace interflow {
+
+template <class... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream text;
+  ((text << parts), ...);
+  throw std::runtime_error(text.str());
+}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -38,7 +53,7 @@ inline DType dtype_of(const Tensor& t, const char* op, const std::string& name) 
     case ScalarType::Half: return DType::F16;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": ", name, " must be fp32, fp64, bf16 or fp16, got ", torch::headeronly::toString(t.scalar_type()));
+  fail(op, ": ", name, " must be fp32, fp64, bf16 or fp16, got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 inline ScalarType scalar_type_of(DType dtype) {
@@ -88,7 +103,7 @@ inline void check_shape(const Tensor& t, const std::vector<int64_t>& shape, cons
   if (same) return;
   std::string expected = "[";
   for (size_t i = 0; i < shape.size(); ++i) expected += (i ? ", " : "") + std::to_string(shape[i]);
-  STD_TORCH_CHECK(false, op, ": ", name, " must be ", expected, "], got ", shape_text(t));
+  fail(op, ": ", name, " must be ", expected, "], got ", shape_text(t));
 }
 
 }  // namespace interflow

@@ -50,8 +50,8 @@ Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t 
   plan.width = plan.units = 0;
   for (int i = 0; i < plan.count; ++i) {
     Stage s = stage_of(features[i], i, bins_h, bins_w);
-    STD_TORCH_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
-    STD_TORCH_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
+    INTERFLOW_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
+    INTERFLOW_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
     s.column = plan.width;
     add_width(s, plan.width);
     StagePlan& stage = plan.stages[i] = plan_stage(s, element_size(s.dtype));
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
   check_parameters(weight, bias, n, plan.width);
   constexpr bool wide = sizeof(Acc) == 8;
   for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK((plan.stages[i].map.dtype == DType::F64) == wide, kHead, ": features[", i, "] and weight must both be fp64 or neither, got ",
+    INTERFLOW_CHECK((plan.stages[i].map.dtype == DType::F64) == wide, kHead, ": features[", i, "] and weight must both be fp64 or neither, got ",
                     torch::headeronly::toString(features[i].scalar_type()), " and ", torch::headeronly::toString(weight.scalar_type()));
   int64_t classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
@@ -140,4 +140,4 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head)); }

@@ -14,7 +14,7 @@ inline Attention attention_of(const std::string& name) {
   if (name == "classwise") return Attention::Classwise;
   if (name == "gated") return Attention::Gated;
   if (name == "folded") return Attention::Folded;
-  fail(kHead, ": attention must be one of hard, 1xn, nxn, classwise, gated, folded, got '", name, "'");
+  fail(kHead, ": attention must be one of hard, 1xn, nxn, classwise, gated, folded, got '", name.substr(0, 40), "'");
 }
 
 // Attention parameters in the shapes of the mode.
@@ -63,7 +63,7 @@ inline void add_width(const Stage& s, int64_t& width) {
 // Stages and pool_size of a call.
 inline void check_call(const std::vector<Tensor>& features, const std::vector<int64_t>& pool_size) {
   INTERFLOW_CHECK(!features.empty() && features.size() <= kMaxStages, kHead, ": features must name 1 to ", kMaxStages, " stages, got ", features.size());
-  INTERFLOW_CHECK(pool_size.size() == 2 && pool_size[0] > 0 && pool_size[1] > 0, kHead, ": pool_size must be two numbers of at least 1");
+  INTERFLOW_CHECK(pool_size.size() == 2 && pool_size[0] > 0 && pool_size[1] > 0, kHead, ": pool_size must be two numbers of at least 1, got ", shape_text(pool_size));
 }
 
 // All of a backward call but the attention; returns the columns of the stages, [n + 1].
@@ -77,11 +77,15 @@ inline std::vector<int64_t> check_backward(const char* op, const OptionalTensor&
     begin.push_back(width);
   }
   check_parameters(weight, bias, n, width);
-  INTERFLOW_CHECK(pooled.dim() == 2 && pooled.size(1) == width && pooled.scalar_type() == acc_type, op, ": pooled must be [B, ", width, "] as interflow_head returned it, got ",
-                  shape_text(pooled));
+  INTERFLOW_CHECK(pooled.dim() == 2 && pooled.size(1) == width && pooled.scalar_type() == acc_type, op, ": pooled must be [B, ", width, "] in ",
+                  torch::headeronly::toString(acc_type), ", as interflow_head returned it, got ", shape_text(pooled), " in ", torch::headeronly::toString(pooled.scalar_type()));
   if (dy) check_shape(*dy, {pooled.size(0), weight.size(0)}, op, "dy");
   if (dbranches) check_shape(*dbranches, {pooled.size(0), n, weight.size(0)}, op, "dbranches");
-  for (int64_t i : feature_stages) INTERFLOW_CHECK(i >= 0 && i < n, op, ": feature_stages must be of 0 to ", n - 1, ", got ", i);
+  uint32_t seen = 0;
+  for (int64_t i : feature_stages) {
+    INTERFLOW_CHECK(i >= 0 && i < n && !(seen >> i & 1), op, ": feature_stages must be different ones of 0 to ", n - 1, ", got ", shape_text(feature_stages));
+    seen |= 1u << i;
+  }
   return begin;
 }
 

@@ -83,6 +83,7 @@ template <class Acc>
 std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
                                        const OptionalTensor& attention_bias, Attention mode, int64_t bins_h, int64_t bins_w, bool need_branches, ScalarType out_type) {
   // Check
+  DType out_dtype = dtype_of(out_type, kHead, "dtype");
   PoolPlan plan;
   Sizes sizes = plan_pooling(plan, features, bins_h, bins_w);
   int64_t n = plan.count, batch = plan.batch;
@@ -93,8 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
                     torch::headeronly::toString(features[i].scalar_type()), " and ", torch::headeronly::toString(weight.scalar_type()));
   int64_t classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
-  Values<Acc> biases(bias);
-  Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+  Values<Acc> biases(bias, "bias");
+  Tensor rows = contiguous(weight, kHead, "weight");
 
   // Allocate
   constexpr ScalarType acc_type = wide ? ScalarType::Double : ScalarType::Float;
@@ -123,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
   if (attention.gated()) P.gate_matrix = attention.weight.data(), P.gate_offset = attention.bias.data(), P.c = nullptr;
   P.scores = scores.get();
   P.branches = need_branches ? branches.mutable_data_ptr() : nullptr;
-  P.y = y.mutable_data_ptr(), P.out_dtype = dtype_of(y, kHead, "dtype");
+  P.y = y.mutable_data_ptr(), P.out_dtype = out_dtype;
   run_product(P);
   return {y, branches, pooled};
 }
@@ -133,8 +134,10 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
                                                   const std::vector<int64_t>& pool_size, bool need_branches, std::optional<ScalarType> dtype) {
   check_call(features, pool_size);
   auto call = dtype_of(weight, kHead, "weight") == DType::F64 ? run<double> : run<float>;
-  return call(features, weight, bias, attention_weight, attention_bias, attention_of(attention), pool_size[0], pool_size[1], need_branches,
-              dtype.value_or(weight.scalar_type()));
+  return within_memory(kHead, [&] {
+    return call(features, weight, bias, attention_weight, attention_bias, attention_of(attention), pool_size[0], pool_size[1], need_branches,
+                dtype.value_or(weight.scalar_type()));
+  });
 }
 
 }  // namespace

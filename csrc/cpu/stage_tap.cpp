@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
   TapShape shape = check_tap(u, shift, kTapPlace);
   DType dtype = dtype_of(u, kTap, "u");
   TapPlan plan = plan_tap(shape, dtype, max_pool);
-  return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask);
+  return within_memory(kTap, [&] { return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask); });
 }
 
 }  // namespace

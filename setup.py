@@ -240,6 +240,12 @@ def write_information(module: Path) -> None:
     (module.parent / "build_info.json").write_text(json.dumps({**built.build_info(), **about}, indent=1) + "\n")
 
 
+def package_version() -> str:
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "interflow_kernels/_version.py").read_text())
+    assert found is not None
+    return found[1]
+
+
 def extensions() -> dict:
     try:
         import pybind11
@@ -268,15 +274,16 @@ def extensions() -> dict:
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
+    version = f'-DINTERFLOW_VERSION="{package_version()}"'
     library = CppExtension(
         "interflow_kernels._cpu",
         sources("csrc/library.cpp", "csrc/cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI],
+        extra_compile_args=[*FLAGS, STABLE_ABI, version],
         py_limited_api=True,
         depends=sources("csrc/*.h", "csrc/cpu/*.h"),
     )
-    library.libraries = ["torch_cpu"]
+    library.libraries = ["torch_cpu", "dl"]
     built = [module, library]
     kernels = sources("csrc/cuda/*.cu")
     if cuda.toolkit is not None:
@@ -285,7 +292,7 @@ def extensions() -> dict:
             sources("csrc/cuda/*.cpp"),
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, "-DUSE_CUDA"],
+            extra_compile_args=[*FLAGS, STABLE_ABI, version, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,

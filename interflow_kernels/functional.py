@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backend, _validate, reference
+from . import _backend, _options, _validate, reference
 from .triton import registration
 
 if registration.schemas_exist():
@@ -61,14 +61,19 @@ def interflow_head(
     Raises ValueError or TypeError, naming the argument, what was expected and what came.
     Source: Z. Cai, arXiv 2106.14073.
     """
-    mode = _validate.attention_mode(attention)
-    pool = _validate.pair(pool_size, "pool_size")
+    mode = _options.attention_mode(attention)
+    pool = _options.pair(pool_size, "pool_size")
+    return_branches = _options.flag(return_branches, "return_branches")
     if not isinstance(features, (list, tuple)):
         raise TypeError(f"features must be a list or tuple of tensors, one for each stage, got {type(features).__name__}")
     n = len(features)
-    _validate.stage_count(n, "features")
-    checked = _validate.features(features, weight, n, pool, _validate.layouts(layout, n))
-    width = sum(x.shape[1] * (pool[0] * pool[1] if x.dim() == 4 else 1) for x in checked)
+    _options.stage_count(n, "features")
+    if not isinstance(weight, Tensor):
+        _validate.not_a_tensor(weight, "weight")
+    checked = _validate.features(features, weight, n, pool, _options.layouts(layout, n))
+    bins, width = pool[0] * pool[1], 0
+    for x in checked:
+        width += x.shape[1] * (bins if x.dim() == 4 else 1)
     _validate.parameters(weight, bias, mode, attention_weight, attention_bias, n, width)
     y, branches = run_head(checked, weight, bias, attention_weight, attention_bias, mode, pool, return_branches)
     if not return_branches:
@@ -101,7 +106,7 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     Raises ValueError or TypeError, naming the argument, what was expected and what came.
     """
     _validate.tap(u, shift)
-    max_pool = bool(max_pool)
+    max_pool = _options.flag(max_pool, "max_pool")
     if not _serves(u):
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool)

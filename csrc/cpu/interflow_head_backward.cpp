@@ -175,16 +175,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   std::vector<int64_t> begin = check_backward(kBackward, dy, dbranches, pooled, weight, bias, widths, feature_stages, acc_type);
   int64_t width = begin.back(), batch = pooled.size(0), classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
-  Values<Acc> biases(bias), dy_values(dy), dbranches_values(dbranches);
-  Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
-  Tensor columns = pooled.is_contiguous() ? pooled : torch::stable::contiguous(pooled);
+  Values<Acc> biases(bias, "bias"), dy_values(dy, "dy"), dbranches_values(dbranches, "dbranches");
+  Tensor rows = contiguous(weight, kBackward, "weight");
+  Tensor columns = contiguous(pooled, kBackward, "pooled");
 
   // Allocate
   auto output = [&](bool needed, const Tensor& like, ScalarType type) {
-    if (!needed) return new_tensor(weight, {0}, type);
-    std::vector<int64_t> shape;
-    for (int64_t i = 0; i < like.dim(); ++i) shape.push_back(like.size(i));
-    return new_tensor(weight, shape, type);
+    return new_tensor(weight, needed ? shape_of(like) : std::vector<int64_t>{0}, type);
   };
   Tensor dpooled = output(!feature_stages.empty(), pooled, acc_type);
   Tensor dweight = output(need_weight, weight, weight.scalar_type());
@@ -245,10 +242,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
                                                                            const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages,
                                                                            bool need_weight, bool need_bias, bool need_attention) {
   auto call = dtype_of(weight, kBackward, "weight") == DType::F64 ? run<double> : run<float>;
-  return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
+  return within_memory(kBackward, [&] {
+    return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
+  });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }

@@ -29,8 +29,8 @@ void gather(const Tensor& t, Acc* out) {
 }  // namespace
 
 template <class Acc>
-Values<Acc>::Values(const Tensor& t) {
-  DType dtype = dtype_of(t, kHead, "every parameter");
+Values<Acc>::Values(const Tensor& t, const char* name) {
+  DType dtype = dtype_of(t, kHead, name);
   if (dtype == (sizeof(Acc) == 8 ? DType::F64 : DType::F32) && t.is_contiguous()) {
     data_ = static_cast<const Acc*>(t.const_data_ptr());
     return;
@@ -51,8 +51,8 @@ template class Values<double>;
 template <class Acc>
 AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, const OptionalTensor& b, int64_t n, int64_t k) : mode(mode_) {
   check_attention(mode, w, b, n, k);
-  weight = Values<Acc>(w);
-  bias = Values<Acc>(b);
+  weight = Values<Acc>(w, "attention_weight");
+  bias = Values<Acc>(b, "attention_bias");
   if (mode == Attention::Gated) return;
   c = bias.data();
   if (mode == Attention::Hard || mode == Attention::OneByN) a = {weight.data(), 1, 0};

@@ -16,8 +16,8 @@ template <class Acc>
 class Values {
  public:
   Values() = default;
-  explicit Values(const Tensor& t);
-  explicit Values(const OptionalTensor& t) : Values(t ? Values(*t) : Values()) {}
+  Values(const Tensor& t, const char* name);
+  Values(const OptionalTensor& t, const char* name) : Values(t ? Values(*t, name) : Values()) {}
   const Acc* data() const { return data_; }
 
  private:

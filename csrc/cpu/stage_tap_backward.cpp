@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& d
     P.dm = dm->const_data_ptr();
     P.dm_stride_b = dm->stride(0), P.dm_stride_c = dm->stride(1), P.dm_stride_h = dm->stride(2), P.dm_stride_w = dm->stride(3);
   }
-  Tensor dense = dp ? torch::stable::contiguous(*dp) : mask;
+  Tensor dense = dp ? contiguous(*dp, kTapBackward, "dp") : mask;
   P.dp = dp ? dense.const_data_ptr() : nullptr;
   P.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
   P.du = du.mutable_data_ptr();
@@ -56,10 +56,12 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   TapShape shape = check_tap_backward(dm, dp, mask, like, max_pool, channels_last, kTapPlace);
   DType dtype = dtype_of(like, kTapBackward, "like");
   TapPlan plan = plan_tap(shape, dtype, max_pool);
-  return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
+  return within_memory(kTapBackward, [&] {
+    return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
+  });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .. import _options
 from ..functional import stage_tap
 
 
@@ -16,7 +17,7 @@ class StageTap(nn.Module):
 
     def __init__(self, max_pool: bool = True) -> None:
         super().__init__()
-        self.max_pool = bool(max_pool)
+        self.max_pool = _options.flag(max_pool, "max_pool")
 
     def forward(self, u: Tensor, shift: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """u, shift -> m or None, p."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped, transforms_are_active
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
@@ -31,6 +32,7 @@ def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
 
 @torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=library)
 def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
+    one_device("interflow_head", features, weight, bias, attention_weight, attention_bias)
     batch, classes = features[0].shape[0], weight.shape[0]
     width = sum(_pooled_width(x, pool_size) for x in features)
     dtype = weight.dtype if dtype is None else dtype
@@ -48,6 +50,7 @@ def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, att
             return weight.new_empty((0,), dtype=dtype)
         return weight.new_empty(t.shape if needed else (0,), dtype=t.dtype)
 
+    one_device("interflow_head_backward", dy, dbranches, pooled, weight, bias, attention_weight, attention_bias)
     dtype = accumulation_dtype(weight)
     return (
         weight.new_empty(pooled.shape if len(feature_stages) else (0,), dtype=pooled.dtype),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._tap_format import is_channels_last, mask_bytes, new_map
+from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped
 
 raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
@@ -26,6 +27,7 @@ _NO_DOUBLE_BACKWARD = "stage_tap: double backward is not implemented; use backen
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap", lib=library)
 def _(u, shift, max_pool, need_mask):  # type: ignore[no-untyped-def]
+    one_device("stage_tap", u, shift)
     channels_last = is_channels_last(u)
     return (
         new_map(u, (*u.shape[:2], u.shape[2] // 2, u.shape[3] // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,)),
@@ -36,6 +38,7 @@ def _(u, shift, max_pool, need_mask):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap_backward", lib=library)
 def _(dm, dp, mask, like, max_pool, channels_last, need_shift):  # type: ignore[no-untyped-def]
+    one_device("stage_tap_backward", dm, dp, mask, like)
     du = new_map(like, like.shape, like.dtype, channels_last)
     return du, like.new_empty((like.shape[1] if need_shift else 0,), dtype=accumulation_dtype(like))
 

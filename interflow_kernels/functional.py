@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backend, _validate, reference
+from . import _backend, _tracing, _validate, reference
 from .triton import registration
 
 if registration.schemas_exist():
@@ -29,9 +29,10 @@ def run_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
-    if not _serves(weight):
+    road = _tracing.road()
+    if not _serves(weight) or road == _tracing.PLAIN:
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
-    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches)
+    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, road)
 
 
 def interflow_head(
@@ -98,6 +99,7 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     """
     _validate.tap(u, shift)
     max_pool = bool(max_pool)
-    if not _serves(u):
+    road = _tracing.road()
+    if not _serves(u) or road == _tracing.PLAIN:
         return reference.stage_tap(u, shift, max_pool)
-    return ops.stage_tap(u, shift, max_pool)
+    return ops.stage_tap(u, shift, max_pool, road)

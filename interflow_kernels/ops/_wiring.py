@@ -20,11 +20,6 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def transforms_are_active() -> bool:
-    """Whether torch.compile traces or a torch.func transform runs: only the whole Function serves them."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
 def builds_no_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing could ask for a derivative, in reverse or forward mode."""
     if forward_ad._current_level >= 0:

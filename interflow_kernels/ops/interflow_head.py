@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped, transforms_are_active
+from .._tracing import EAGER, OPERATOR
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
 raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
@@ -194,12 +195,17 @@ def interflow_head(
     attention: str,
     pool_size: tuple[int, int],
     need_branches: bool,
+    road: str = EAGER,
 ) -> tuple[Tensor, Tensor | None]:
-    """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
+    """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here.
+
+    road: who records the call, by _tracing.road(); not PLAIN.
+    """
     dtype = reference.autocast_dtype(weight)
-    if not transforms_are_active() and torch.is_inference_mode_enabled():  # the shortest road, for serving
+    transformed = torch._C._are_functorch_transforms_active()
+    if road == OPERATOR or (road == EAGER and not transformed and torch.is_inference_mode_enabled()):  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-    elif not torch._C._are_functorch_transforms_active() and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
+    elif not transformed and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
         # under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features
         arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
         y, branches, _ = below_autograd(raw_interflow_head, *arguments)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._tap_format import is_channels_last, mask_bytes, new_map
+from .._tracing import EAGER, OPERATOR
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped
 
 raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
@@ -114,9 +115,14 @@ class _Tap(torch.autograd.Function):
         return (*split,) if max_pool else (m, *split), (0 if max_pool else None, 0, 0)
 
 
-def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> tuple[Tensor | None, Tensor]:
-    """u [B, C, H, W], shift [C], checked -> m [B, C, H/2, W/2] or None, p [B, C]. No mask is written where no graph is built."""
-    if builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, road: str = EAGER) -> tuple[Tensor | None, Tensor]:
+    """u [B, C, H, W], shift [C], checked -> m [B, C, H/2, W/2] or None, p [B, C]. No mask is written where no graph is built.
+
+    road: who records the call, by _tracing.road(); not PLAIN. A recorded program keeps its mask: it may be differentiated later.
+    """
+    if road == OPERATOR:
+        m, p, _ = raw_stage_tap(u, shift, max_pool, True)
+    elif builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():
         m, p, _ = below_autograd(raw_stage_tap, u, shift, max_pool, False)
     else:
         m, p, _ = _Tap.apply(max_pool, u, shift)

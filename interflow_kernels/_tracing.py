@@ -32,3 +32,8 @@ def road() -> str:
     if torch._C._get_tracing_state() is not None:
         return PLAIN if torch.onnx.is_in_onnx_export() else OPERATOR
     return EAGER
+
+
+def no_script(module: torch.nn.Module) -> torch.nn.Module:
+    """As `__prepare_scriptable__` of a module: what torch.jit.script calls before it compiles."""
+    raise NotImplementedError(f"torch.jit.script cannot compile {type(module).__name__}; use torch.jit.trace or torch.export.export")

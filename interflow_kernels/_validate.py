@@ -1,6 +1,6 @@
 """Checks of the public arguments: one clear sentence naming the argument, what was expected and what came."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,13 @@ def as_nchw(features: Sequence[Tensor], layout: tuple[str, ...], pool_size: tupl
     return views
 
 
+def listed(given: Any) -> list[Any]:
+    """The values of a mapping of features, in its order."""
+    if isinstance(given, Mapping):
+        return list(given.values())
+    raise TypeError(f"features must be a list, a tuple or a mapping of tensors, one for each stage, got {type(given).__name__}")
+
+
 def features(
     given: Any,
     weight: Tensor,
@@ -107,7 +114,7 @@ def features(
     Rank, batch, channels (where `in_channels` is known), extent, device and dtype are looked at; the data are not.
     """
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"features must be a list or tuple of tensors, one for each stage, got {type(given).__name__}")
+        given = listed(given)
     if len(given) != num_stages:
         raise ValueError(f"features must have {num_stages} tensors, one for each stage, got {len(given)}")
     if "NHWC" in layout:

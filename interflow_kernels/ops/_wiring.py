@@ -42,14 +42,29 @@ def looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
-def differentiable_once(name: str, operator: Callable[[], Any], sentence: str) -> Any:
+def _raising(sentence: str) -> Callable[..., Any]:
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(sentence)
+
+    return refuse
+
+
+def forward_mode_raises(function: Any, sentence: str) -> Callable[[], Any]:
+    """Chooses at each call: `function`, or, where forward-mode differentiation is under way, the same with a jvp that raises.
+
+    Two classes, since Dynamo takes no Function that has a jvp. PyTorch calls it only where an input has a tangent.
+    """
+    refusing = type(function.__name__, (function,), {"jvp": staticmethod(_raising(sentence)), "__module__": function.__module__})
+    return lambda: refusing if forward_ad._current_level >= 0 else function
+
+
+def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forward_mode: str) -> Any:
     """The Function by which the public road calls the backward operator `name`: a second differentiation raises, by whichever road it comes.
 
     operator: gives what is called in place of the operator, looked up at each call.
+    twice, forward_mode: the sentences for a second differentiation, and for one in forward mode.
     """
-
-    def refuse(*_: Any) -> Any:
-        raise NotImplementedError(sentence)
+    refuse = _raising(twice)
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=library)
 
@@ -65,6 +80,8 @@ def differentiable_once(name: str, operator: Callable[[], Any], sentence: str) -
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             return refuse()
+
+        jvp = staticmethod(_raising(forward_mode))
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

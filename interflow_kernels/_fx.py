@@ -31,7 +31,7 @@ def leaf(target: Any, *args: Any, method: str = "forward", **kwargs: Any) -> Any
         return tracer.create_proxy("call_function", target, args, kwargs)
     path = tracer.path_of_module(target) if hasattr(tracer, "path_of_module") else ""
     if not path:  # traced by itself: no graph can hold it
-        raise TypeError(f"torch.fx cannot trace into {type(target).__name__}, which is one operator; trace the network that holds it")
+        raise TypeError(f"torch.fx cannot trace into {type(target).__name__}, which is one operator; trace the network that holds it") from None
     if method == "forward":
         return tracer.create_proxy("call_module", path, args, kwargs)
     return tracer.create_proxy("call_method", method, (tracer.create_proxy("get_attr", path, (), {}), *args), kwargs)

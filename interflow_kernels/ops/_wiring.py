@@ -35,10 +35,10 @@ def below_autograd(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
 
 
-def looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
+def looped(call: Callable[..., Any], batch_size: int, in_dims: Any, args: Any) -> Any:
     """One call for each slice of the mapped dimension, results stacked in front."""
     slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
-    results = [function.apply(*each) for each in slices]
+    results = [call(*each) for each in slices]
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
@@ -85,6 +85,6 @@ def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forw
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return looped(Backward, info.batch_size, in_dims, args)
+            return looped(Backward.apply, info.batch_size, in_dims, args)
 
     return Backward

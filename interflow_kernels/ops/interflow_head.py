@@ -179,18 +179,28 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         if any(d is not None for d in in_dims[4:8]):  # mapped parameters: a head for each slice
-            return looped(_head(), info.batch_size, in_dims, args)
+            return looped(_call, info.batch_size, in_dims, args)
         # Mapped features only: the mapped dimension joins the batch.
         joined = []
         for x, d in zip(args[8:], in_dims[8:], strict=True):
             x = x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
             joined.append(x.flatten(0, 1))
-        y, branches, pooled = _head().apply(*args[:8], *joined)
+        y, branches, pooled = _call(*args[:8], *joined)
         split = [t.unflatten(0, (info.batch_size, -1)) if t.dim() > 1 else t for t in (y, branches, pooled)]
         return tuple(split), (0, 0 if args[2] else None, 0)
 
 
 _head = forward_mode_raises(_Head, _NO_FORWARD_MODE)
+
+
+def _call(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:
+    """y, branches, pooled: by the Function, or by the operator alone where no graph is built.
+
+    Under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features.
+    """
+    if not torch._C._are_functorch_transforms_active() and builds_no_graph((weight, bias, aw, ab, *features)):
+        return below_autograd(raw_interflow_head, list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+    return _head().apply(attention, pool_size, need_branches, dtype, weight, bias, aw, ab, *features)
 
 
 def interflow_head(
@@ -209,15 +219,12 @@ def interflow_head(
     road: who records the call, by _tracing.road(); not PLAIN.
     """
     dtype = reference.autocast_dtype(weight)
-    transformed = torch._C._are_functorch_transforms_active()
-    if road == OPERATOR or (road == EAGER and not transformed and torch.is_inference_mode_enabled()):  # the shortest road, for serving
+    if road == OPERATOR or (
+        road == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
+    ):  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-    elif not transformed and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
-        # under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features
-        arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-        y, branches, _ = below_autograd(raw_interflow_head, *arguments)
     else:
-        y, branches, _ = _head().apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
+        y, branches, _ = _call(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
     return y, branches if need_branches else None
 
 

@@ -109,11 +109,11 @@ class _Tap(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         max_pool, u, shift = args
         if in_dims[2] is not None:  # a mapped shift: a tap for each slice
-            return looped(_tap(), info.batch_size, in_dims, args)
+            return looped(_tap().apply, info.batch_size, in_dims, args)
         slices = u.movedim(in_dims[1], 0)
         together = slices.flatten(0, 1)
         if is_channels_last(together) != (slices.stride(2) == 1 and slices.shape[2] > 1):  # copied: its mask would not be the slices'
-            return looped(_tap(), info.batch_size, in_dims, args)
+            return looped(_tap().apply, info.batch_size, in_dims, args)
         m, p, mask = _tap().apply(max_pool, together, shift)
         split = [t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in ((m, p, mask) if max_pool else (p, mask))]
         return (*split,) if max_pool else (m, *split), (0 if max_pool else None, 0, 0)

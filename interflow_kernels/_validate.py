@@ -4,7 +4,7 @@ Kind, layout, dtype, device and shape are looked at; the data are not.
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -59,6 +59,13 @@ def as_nchw(features: Sequence[Tensor], layout: tuple[str, ...], pool_size: tupl
     return views
 
 
+def listed(given: Any) -> list[Any]:
+    """The values of a mapping of features, in its order."""
+    if isinstance(given, Mapping):
+        return list(given.values())
+    raise TypeError(f"features must be a list, a tuple or a mapping of tensors, one for each stage, got {type(given).__name__}")
+
+
 def features(
     given: Any,
     weight: Tensor,
@@ -72,7 +79,7 @@ def features(
     Kind, layout, rank, batch, channels (where `in_channels` is known), extent, device and dtype, in one pass.
     """
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"features must be a list or tuple of tensors, one for each stage, got {type(given).__name__}")
+        given = listed(given)
     if len(given) != num_stages:
         raise ValueError(f"features must have {num_stages} tensors, one for each stage, got {len(given)}")
     dtype, device = weight.dtype, weight.device

@@ -1,13 +1,13 @@
 """The head as modules: InterflowHead (plain PyTorch, the definition), FusedInterflowHead (the same, fused), and it folded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import _options, _validate, functional, reference
+from .. import _fx, _options, _tracing, _validate, functional, reference
 from ._twin import only_read, recompute, twin
 
 # weight [K, D], bias [n, K], attention_weight, attention_bias
@@ -41,7 +41,8 @@ class InterflowHead(nn.Module):
         attention_bias: whether the attention has a bias c ("gated" always has one, "hard" never).
         hard_weights: w for "hard"; default 1/n each.
 
-    Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K].
+    Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K]. Features come
+    in a list, a tuple or a mapping, whose values are taken in its order.
     Parameters: weight [K, D] with the stages' columns in order, bias [n, K], attention_weight, attention_bias.
 
     Raises ValueError or TypeError, one sentence each, on arguments or features that do not fit.
@@ -133,17 +134,25 @@ class InterflowHead(nn.Module):
         start = sum(self.widths[:number])
         return weight[:, start : start + self.widths[number]]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
         """n features -> logits y [B, K]."""
         parameters = self._read()
-        return self._run(self._checked(features, parameters[0]), False, parameters)[0]
+        try:
+            checked = self._checked(features, parameters[0])
+        except TypeError:
+            return _fx.leaf(self, features)
+        return self._run(checked, False, parameters)[0]
 
-    def forward_branches(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward_branches(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """n features -> logits y [B, K] and branch scores Z [B, n, K]."""
         if self._forward_pre_hooks:  # a call of the module runs them, a call of this method does not
             recompute(self)
         parameters = self._read()
-        y, branches = self._run(self._checked(features, parameters[0]), True, parameters)
+        try:
+            checked = self._checked(features, parameters[0])
+        except TypeError:
+            return _fx.leaf(self, features, method="forward_branches")
+        y, branches = self._run(checked, True, parameters)
         assert branches is not None
         return y, branches
 
@@ -158,14 +167,14 @@ class InterflowHead(nn.Module):
         attention_bias = held["attention_bias"] if "attention_bias" in held else self.attention_bias  # noqa: SIM401
         return weight, bias, attention_weight, attention_bias  # type: ignore[return-value]  # weights are never None
 
-    def _checked(self, features: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    def _checked(self, features: Sequence[Tensor] | Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
         return _validate.features(features, weight, self.num_stages, self.pool_size, self.layout, self.in_channels)
 
     def _run(self, features: list[Tensor], need_branches: bool, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
         """The one method that FusedInterflowHead overrides: checked NCHW features -> y, and Z where it is needed."""
         return reference.interflow_head(features, *parameters, self.attention, self.pool_size)
 
-    def stage_weights(self, features: Sequence[Tensor] | None = None) -> Tensor:
+    def stage_weights(self, features: Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Tensor:
         """The effective weight of each branch: A [n, K] with y = sum_i A_i Z_i + const; for "gated" the softmax of the given features, [B, n, K].
 
         Raw weights trade against the scale of W_i: they are no measure of how much a branch contributes.
@@ -220,6 +229,8 @@ class InterflowHead(nn.Module):
             "hard_weights": self.hard_weights,
         }
 
+    __prepare_scriptable__ = _tracing.no_script
+
     def extra_repr(self) -> str:
         parts = [f"in_channels={self.in_channels}", f"num_classes={self.num_classes}", f"attention={self.attention!r}"]
         if self.pool_size != (1, 1):
@@ -265,7 +276,7 @@ class FusedInterflowHead(InterflowHead):
 
 
 class FoldedInterflowHead(nn.Module):
-    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Forward only: no gradient flows through it.
+    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Its weights are buffers; features are differentiated.
 
     Args:
         in_channels: C_i of each stage.
@@ -300,13 +311,17 @@ class FoldedInterflowHead(nn.Module):
         self.register_buffer("weight", weight.detach())
         self.register_buffer("bias", bias.detach())
 
-    @torch.no_grad()
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
         """n features -> logits y [B, K]."""
-        checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
+        try:
+            checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
+        except TypeError:
+            return _fx.leaf(self, features)
         if self.fused:
             return functional.run_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size, False)[0]
         return reference.interflow_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size)[0]
+
+    __prepare_scriptable__ = _tracing.no_script
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, weight={list(self.weight.shape)}, bias={list(self.bias.shape)}, fused={self.fused}"

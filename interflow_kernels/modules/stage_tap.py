@@ -1,8 +1,9 @@
 """The end of a stage as modules: StageTap, and the convolution that leaves its bias to it."""
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from .. import _options
+from .. import _fx, _options, _tracing
 from ..functional import stage_tap
 
 
@@ -21,7 +22,11 @@ class StageTap(nn.Module):
 
     def forward(self, u: Tensor, shift: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """u, shift -> m or None, p."""
+        if isinstance(u, Proxy):
+            return _fx.leaf(self, u, shift)
         return stage_tap(u, shift, max_pool=self.max_pool)
+
+    __prepare_scriptable__ = _tracing.no_script
 
     def extra_repr(self) -> str:
         return f"max_pool={self.max_pool}"

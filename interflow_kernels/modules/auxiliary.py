@@ -61,14 +61,16 @@ class AuxiliaryHeads(nn.Module):
         return losses[-1] + self.loss_weight * sum(losses[:-1], losses[-1].new_zeros(()))
 
     def _checked(self, features: Sequence[Tensor]) -> list[Tensor]:
-        weight = self.classifiers[0].weight
-        assert isinstance(weight, Tensor)
-        return _validate.features(features, weight, len(self.in_channels), (1, 1), self.layout, self.in_channels)
+        return _validate.features(features, _first_parameter(self.classifiers[0]), len(self.in_channels), (1, 1), self.layout, self.in_channels)
 
     def _scores(self, features: list[Tensor], i: int) -> Tensor:
         classifier = self.classifiers[i]
-        assert isinstance(classifier, nn.Linear)
-        return classifier(reference.pooled_stage(features[i], (1, 1)).to(classifier.weight.dtype))
+        return classifier(reference.pooled_stage(features[i], (1, 1)).to(_first_parameter(classifier).dtype))
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, num_classes={self.num_classes}, weight={self.loss_weight}"
+
+
+def _first_parameter(classifier: nn.Module) -> Tensor:
+    """For dtype and device: an nn.Linear's weight, or whatever a wrapper holds first."""
+    return next(classifier.parameters())

@@ -156,9 +156,10 @@ class VGG(nn.Module):
 
     def forward_head(self, features: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Features of the stages -> logits [B, K]; with `pre_logits` (or no classifier) the pooled features that it weighs, [B, D]."""
-        without = type(self.head) is nn.Identity
+        head = unwrapped(self.head)
+        without = isinstance(head, nn.Identity)
         if pre_logits or without:
-            last = self.head_name == "last" if without else isinstance(unwrapped(self.head), LastHead)
+            last = self.head_name == "last" if without else isinstance(head, LastHead)
             return pooled(features[-1:] if last else features, self.pool_size, self.dtype)
         return self.head(features)
 

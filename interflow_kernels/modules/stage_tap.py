@@ -50,7 +50,8 @@ def conv_tap(conv: Any, tap: nn.Module, x: Tensor) -> Any:
     Raises what the two modules raise.
     """
     if (
-        is_plain(conv, nn.Conv2d)
+        isinstance(x, Tensor)  # not a proxy of FX, for which both stay modules in its graph
+        and is_plain(conv, nn.Conv2d)
         and is_plain(tap, StageTap)
         and plain_tensor(conv.weight)
         and plain_tensor(conv.bias)

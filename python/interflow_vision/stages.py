@@ -54,23 +54,25 @@ def stage_end(stage: str, max_pool: bool, tapped: bool, last: bool, pool_size: t
     return StageTap(max_pool)
 
 
-def run_relu(layer: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
+def run_relu(layer: nn.Module | None, relu: nn.Module, x: Tensor) -> Tensor:
     """relu(layer(x)), in place where nobody else has seen what `layer` gives."""
-    y = layer(x)
+    y = x if layer is None else layer(x)
     return F.relu(y, inplace=True) if is_plain(relu, nn.ReLU) and _output_is_ours(layer) else relu(y)
 
 
-def run_end(layer: nn.Module, end: nn.Module, x: Tensor) -> Any:
+def run_end(layer: nn.Module | None, end: nn.Module, x: Tensor) -> Any:
     """end(layer(x)): the next layer's input and the stage's feature; with a StageTap as conv_tap does it, with a StageEnd in place where run_relu would."""
+    if layer is None:
+        return end(x)
     return end(layer(x), inplace=_output_is_ours(layer)) if is_plain(end, StageEnd) else conv_tap(layer, end, x)
 
 
-def run_end_for_map(layer: nn.Module, max_pool: bool, x: Tensor) -> tuple[Tensor, Tensor]:
+def run_end_for_map(layer: nn.Module | None, max_pool: bool, x: Tensor) -> tuple[Tensor, Tensor]:
     """What a StageEnd gives behind `layer`."""
-    feature = F.relu(layer(x), inplace=_output_is_ours(layer))
+    feature = F.relu(x if layer is None else layer(x), inplace=_output_is_ours(layer))
     return (F.max_pool2d(feature, 2, 2) if max_pool else feature), feature
 
 
-def _output_is_ours(layer: nn.Module) -> bool:
+def _output_is_ours(layer: nn.Module | None) -> bool:
     """Whether the output is a new tensor that no hook, wrapper or caller holds and that backward does not need: only then may it be written over."""
-    return is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d)
+    return layer is not None and (is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d))

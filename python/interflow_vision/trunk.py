@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from interflow_kernels import StageTap
 
@@ -50,30 +50,28 @@ class Trunk(nn.ModuleDict):
         features: list[Tensor] = []
         layers = self.placed()
         last = layers[-1][0]
-        before: nn.Module = _NOTHING  # is run together with what follows, which may take work off it
+        before: nn.Module | None = None  # is run together with what follows, which may take work off it
         for name, place, layer in layers:
             if place.role == "end":
                 x, feature = self._end(name, place, before, layer, x, maps)
                 if place.feature:
                     features.append(x if place.max_pool and name == last else feature)
-                before = _NOTHING
+                before = None
             elif place.role == "relu":
-                x, before = run_relu(before, layer, x), _NOTHING
+                x, before = run_relu(before, layer, x), None
             else:
-                x, before = before(x), layer
+                x, before = (x if before is None else before(x)), layer
         return features
 
-    def _end(self, name: str, place: Place, before: nn.Module, end: nn.Module, x: Tensor, maps: bool) -> tuple[Tensor, Tensor]:
+    def _end(self, name: str, place: Place, before: nn.Module | None, end: nn.Module, x: Tensor, maps: bool) -> tuple[Tensor, Tensor]:
         if maps and isinstance(unwrapped(end), StageTap):
             return run_end_for_map(before, place.max_pool, x)
         given = run_end(before, end, x)
+        if isinstance(given, fx.Proxy):
+            return given[0], given[1]  # type: ignore[index]
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             wanted = "must give the next layer's input and the stage's feature, as StageTap and StageEnd do"
             raise ValueError(f"features.{name} {wanted}, got {type(given).__name__} from {type(end).__name__}")
         if maps and place.feature and given[1].dim() != 4:
             raise ValueError(f"features.{name} ({type(end).__name__}) gives no map of its stage, but shape {tuple(given[1].shape)}")
         return given[0], given[1]
-
-
-_NOTHING = nn.Identity()
-"""Before the first layer and behind an end."""

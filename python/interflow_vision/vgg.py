@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from interflow_kernels import AuxiliaryHeads, InterflowHead
 
@@ -143,6 +143,8 @@ class VGG(nn.Module):
         return self.features(x, maps=True)
 
     def _check_image(self, x: Tensor) -> None:
+        if isinstance(x, fx.Proxy):
+            return
         channels = self._first_channels()
         if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
             raise ValueError(f"x must be images [B, {'C' if channels is None else channels}, H, W], got shape {tuple(x.shape)}")

@@ -11,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from interflow_kernels import StageTap
+from interflow_kernels import InterflowHead, StageTap
 from interflow_vision import VGG, create_model
 from interflow_vision.wrappers import unwrapped
 
@@ -218,6 +218,22 @@ def test_compiles_whole_exports_and_copies(kind):
     if kind != "forward hook":  # the hook is a lambda, which does not pickle
         assert torch.equal(pickle.loads(pickle.dumps(net))(x), want)
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), want, rtol=1e-4, atol=1e-5)
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (StageTap, InterflowHead)) or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("stage", ["fused", "eager"])
+def test_fx_keeps_the_modules(stage):
+    net = model(stage=stage).eval()
+    graph = Leaves().trace(net)
+    called = [node.target for node in graph.nodes if node.op == "call_module"]
+    assert [name for name in called if isinstance(net.get_submodule(name), nn.Conv2d)] == [
+        f"features.{k}" for k in net.features if f"{k}.weight" in net.features.state_dict()
+    ]
+    torch.testing.assert_close(torch.fx.GraphModule(net, graph)(images()), net(images()), rtol=1e-4, atol=1e-5)
 
 
 def test_state_dict_of_another_stage_loads():

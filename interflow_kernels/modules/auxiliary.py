@@ -70,5 +70,5 @@ class AuxiliaryHeads(nn.Module):
 
 
 def _first_parameter(classifier: nn.Module) -> Tensor:
-    """For dtype and device: the weight itself may be computed, and is then computed once, by the classifier."""
+    """For dtype and device: an nn.Linear's weight, or whatever a wrapper holds first; a computed weight is not computed for it."""
     return next(classifier.parameters())

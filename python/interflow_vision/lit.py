@@ -15,6 +15,7 @@ from .contribution import Contribution, branch_terms
 from .errors import UserError
 from .images import Preprocessing
 from .models import create_model
+from .wrappers import unwrapped
 
 CHECKPOINT_KEY = "interflow_vision"
 """Where a checkpoint keeps the preprocessing and the names of the classes."""
@@ -129,7 +130,7 @@ class Classifier(LightningModule):
             self.model.load_pretrained()
 
     def _train_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = getattr(self.model.head, "loss", None)
+        loss = getattr(unwrapped(self.model.head), "loss", None)
         return F.cross_entropy(output, target, label_smoothing=self.label_smoothing) if loss is None else loss(output, target)
 
     def on_train_epoch_start(self) -> None:
@@ -156,11 +157,12 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         branches = self._evaluate(batch, "val")
-        if branches is not None and isinstance(self.model.head, InterflowHead):
-            self._contribution.update(branch_terms(self.model.head, branches.to(self.model.head.weight.dtype)))
+        head = unwrapped(self.model.head)
+        if branches is not None and isinstance(head, InterflowHead):
+            self._contribution.update(branch_terms(head, branches.to(head.weight.dtype)))
 
     def on_validation_epoch_end(self) -> None:
-        if isinstance(self.model.head, InterflowHead):
+        if isinstance(unwrapped(self.model.head), InterflowHead):
             for i, value in enumerate(self._contribution.compute(), 1):
                 self.log(f"contribution/branch{i}", value.float(), sync_dist=True)
 
@@ -180,7 +182,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and the one-cycle factor, a step each batch."""
-        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and not name.endswith("head.bias")]
+        head_bias = {id(module.bias) for module in self.modules() if isinstance(module, InterflowHead)}  # [n, K], whatever wraps the head
+        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and id(p) not in head_bias]
         chosen = {id(p) for p in decayed}
         rest = [p for p in self.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,72 +1,65 @@
-// Sums over the rows of a matrix on the host side: over images, or over classes. One order, two storeys as in long_sum.h.
+// Sums over the rows of a matrix on the host side: over images, over classes. In one order, row after row, and in fp64.
 #pragma once
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace interflow {
 
-// Sums of `columns` columns. Rows are added one after the other: runs of kRows in Acc, the runs in fp64, for fp64 numbers with
-// what each addition loses beside it.
+// Sums of `columns` columns of numbers of type Acc. In fp64, where that is Acc itself with what each addition loses beside it (as in
+// long_sum.h): Acc alone would round every addition of equal numbers the same way.
 template <class Acc>
 class ColumnSums {
  public:
-  explicit ColumnSums(int64_t columns) : few_(size_t(columns)), all_(size_t(columns)), lost_(sizeof(Acc) == 8 ? size_t(columns) : 0) {}
+  explicit ColumnSums(int64_t columns) : sums_(size_t(columns)), lost_(kCompensated ? size_t(columns) : 0) {}
 
-  void add(const Acc* row) {
-    next_row();
-    for (size_t c = 0; c < few_.size(); ++c) few_[c] += row[c];
+  template <class T>
+  void add(const T* row) {
+    for (size_t c = 0; c < sums_.size(); ++c) add_to(c, double(row[c]));
   }
   // Adds row[c] * factor[c % period]; the columns are a multiple of the period.
   void add_product(const Acc* row, const Acc* factor, int64_t period) {
-    next_row();
-    for (size_t c = 0; c < few_.size(); c += size_t(period))
-      for (size_t j = 0; j < size_t(period); ++j) few_[c + j] += row[c + j] * factor[j];
+    for (size_t c = 0; c < sums_.size(); c += size_t(period))
+      for (size_t j = 0; j < size_t(period); ++j) add_to(c + j, double(row[c + j]) * double(factor[j]));
   }
-  // Rounded to Acc. No row may be added later.
-  void write(Acc* out) {
-    carry();
-    for (size_t c = 0; c < all_.size(); ++c) {
-      double whole = lost_.empty() ? all_[c] : all_[c] + lost_[c];
-      out[c] = Acc(whole == whole ? whole : all_[c]);  // after an infinity what was lost says nothing
-    }
+  double sum(int64_t c) const {
+    if (!kCompensated) return sums_[size_t(c)];
+    double whole = sums_[size_t(c)] + lost_[size_t(c)];
+    return whole == whole ? whole : sums_[size_t(c)];  // after an infinity what was lost says nothing
+  }
+  // The sum of all columns.
+  double total() const {
+    ColumnSums<Acc> all(1);
+    for (size_t c = 0; c < sums_.size(); ++c) all.add(&sums_[c]);
+    for (double lost : lost_) all.lost_[0] += lost;
+    return all.sum(0);
+  }
+  template <class T>
+  void write(T* out) const {
+    for (size_t c = 0; c < sums_.size(); ++c) out[c] = T(sum(int64_t(c)));
   }
 
  private:
-  static constexpr int kRows = 16;
+  static constexpr bool kCompensated = sizeof(Acc) == 8;
 
-  void next_row() {
-    if (rows_ == kRows) carry();
-    ++rows_;
-  }
-  void carry() {
-    rows_ = 0;
-    for (size_t c = 0; c < all_.size(); ++c) {
-      double x = double(few_[c]);
-      few_[c] = 0;
-      if constexpr (sizeof(Acc) == 8) {
-        double next = all_[c] + x, taken = next - all_[c];
-        lost_[c] += (all_[c] - (next - taken)) + (x - taken);
-        all_[c] = next;
-      } else {
-        all_[c] += x;
-      }
+  void add_to(size_t c, double x) {
+    double next = sums_[c] + x;
+    if constexpr (kCompensated) {
+      double taken = next - sums_[c];
+      lost_[c] += (sums_[c] - (next - taken)) + (x - taken);
     }
+    sums_[c] = next;
   }
 
-  int rows_ = 0;
-  std::vector<Acc> few_;
-  std::vector<double> all_, lost_;
+  std::vector<double> sums_, lost_;
 };
 
 // The sum of n numbers.
 template <class Acc>
-Acc sum_of(const Acc* values, int64_t n) {
+double sum_of(const double* values, int64_t n) {
   ColumnSums<Acc> sums(1);
   for (int64_t i = 0; i < n; ++i) sums.add(values + i);
-  Acc sum;
-  sums.write(&sum);
-  return sum;
+  return sums.sum(0);
 }
 
 }  // namespace interflow

@@ -39,11 +39,11 @@ struct Backward {
   void recompute_scores();
   void compute_dscores();
   void pooled_gradient(Acc* dpooled, const std::vector<int64_t>& stages) const;
-  void weight_gradient(void* dweight, Acc* da) const;
+  void weight_gradient(void* dweight, double* da) const;
   void bias_gradient(Acc* dbias) const;
-  void dy_sum(Acc* sums) const;
-  void da_from_scores(Acc* da) const;
-  void attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const;
+  ColumnSums<Acc> dy_sum() const;
+  void da_from_scores(double* da) const;
+  void attention_gradient(Acc* dweight, Acc* dbias, const double* da) const;
 };
 
 template <class Acc>
@@ -120,7 +120,7 @@ void Backward<Acc>::pooled_gradient(Acc* dpooled, const std::vector<int64_t>& st
 }
 
 template <class Acc>
-void Backward<Acc>::weight_gradient(void* dweight, Acc* da) const {
+void Backward<Acc>::weight_gradient(void* dweight, double* da) const {
   constexpr int64_t rows = 16;
   WeightGradientParams<Acc> P{batch, width, classes, int(n), columns, dscores, n * classes, classes, pooled, weight, weight_dtype, {nullptr, 0, 0}, dweight, da};
   if (from_products) P.u = dy, P.u_image = classes, P.u_stage = 0, P.scale = attention.a;
@@ -136,17 +136,17 @@ void Backward<Acc>::bias_gradient(Acc* dbias) const {
   sums.write(dbias);
 }
 
-// sums[k] = sum_b dy[b,k]
+// sum_b dy[b,k]: [K]
 template <class Acc>
-void Backward<Acc>::dy_sum(Acc* sums) const {
-  ColumnSums<Acc> columns_(classes);
-  for (int64_t b = 0; b < batch; ++b) columns_.add(dy + b * classes);
-  columns_.write(sums);
+ColumnSums<Acc> Backward<Acc>::dy_sum() const {
+  ColumnSums<Acc> sums(classes);
+  for (int64_t b = 0; b < batch; ++b) sums.add(dy + b * classes);
+  return sums;
 }
 
 // dA[i,k] = sum_b dy[b,k] Z[b,i,k]
 template <class Acc>
-void Backward<Acc>::da_from_scores(Acc* da) const {
+void Backward<Acc>::da_from_scores(double* da) const {
   ColumnSums<Acc> sums(n * classes);
   for (int64_t b = 0; b < batch; ++b) sums.add_product(scores.get() + b * n * classes, dy + b * classes, classes);
   sums.write(da);
@@ -154,7 +154,7 @@ void Backward<Acc>::da_from_scores(Acc* da) const {
 
 // dA [n, K] and dy [B, K] -> gradients in the shapes of the parameters, those that there are.
 template <class Acc>
-void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const {
+void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const double* da) const {
   if (attention.gated()) {
     ColumnSums<Acc> matrix(n * n), offset(n);
     for (int64_t b = 0; b < batch; ++b) matrix.add(gate_dmatrix.get() + b * n * n), offset.add(gate_doffset.get() + b * n);
@@ -164,20 +164,21 @@ void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) 
   }
   for (int64_t i = 0; dweight && i < n; ++i) {
     if (attention.mode == Attention::Classwise) {
-      std::copy(da + i * classes, da + (i + 1) * classes, dweight + i * classes);
+      std::transform(da + i * classes, da + (i + 1) * classes, dweight + i * classes, [](double x) { return Acc(x); });
       continue;
     }
-    Acc sum = sum_of(da + i * classes, classes);
+    Acc sum = Acc(sum_of<Acc>(da + i * classes, classes));
     if (attention.mode == Attention::NByN)
       for (int64_t j = 0; j < n; ++j) dweight[j * n + i] = sum;  // all n outputs are summed: the rows of M have one gradient
     else
       dweight[i] = sum;
   }
   if (!dbias) return;
-  if (attention.mode == Attention::Classwise || attention.mode == Attention::Folded) return dy_sum(dbias);
-  Buffer<Acc> sums(new Acc[size_t(classes)]);
-  dy_sum(sums.get());
-  std::fill(dbias, dbias + (attention.mode == Attention::NByN ? n : 1), sum_of(sums.get(), classes));
+  ColumnSums<Acc> sums = dy_sum();
+  if (attention.mode == Attention::Classwise || attention.mode == Attention::Folded)
+    sums.write(dbias);
+  else
+    std::fill(dbias, dbias + (attention.mode == Attention::NByN ? n : 1), Acc(sums.total()));
 }
 
 // --- the operator ----------------------------------------------------------------------------------------------------
@@ -235,15 +236,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   // Each gradient from it
   if (!feature_stages.empty()) back.pooled_gradient(data(dpooled), feature_stages);
   if (need_bias && bias) back.bias_gradient(data(dbias));
-  Buffer<Acc> da(with_da ? new Acc[size_t(n * classes)] : nullptr);
+  Buffer<double> da(with_da ? new double[size_t(n * classes)] : nullptr);
   bool da_from_products = with_da && back.from_products;
   if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
   if (da_from_products && bias) {
-    Buffer<Acc> sums(new Acc[size_t(classes)]);
-    back.dy_sum(sums.get());
-    for (int64_t j = 0; j < n * classes; ++j) da[size_t(j)] += back.bias[j] * sums[size_t(j % classes)];
+    ColumnSums<Acc> sums = back.dy_sum();
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < classes; ++k) da[size_t(i * classes + k)] += double(back.bias[i * classes + k]) * sums.sum(k);
   }
-  if (da_from_products && !std::all_of(da.get(), da.get() + n * classes, [](Acc x) { return x - x == 0; })) {
+  if (da_from_products && !std::all_of(da.get(), da.get() + n * classes, [](double x) { return x - x == 0; })) {
     back.recompute_scores();
     da_from_products = false;
   }

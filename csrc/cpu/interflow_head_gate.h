@@ -92,7 +92,7 @@ void gate_backward(const GateBackwardParams<Acc>& P, int64_t b) {
   std::fill(all_doffset, all_doffset + n, LongVector<Acc>{});
 
   for (int64_t k = 0; k < P.classes; k += L) {
-    if (k > 0 && k % (kRun * L) == 0) carry(dmatrix, all_dmatrix, n * n), carry(doffset, all_doffset, n);
+    if (k > 0 && k % (kRun<Acc> * L) == 0) carry(dmatrix, all_dmatrix, n * n), carry(doffset, all_doffset, n);
     int64_t lanes = std::min(L, P.classes - k);
     for (int i = 0; i < n; ++i) z[i] = load_some(P.scores + base + i * P.classes + k, lanes);
     Vec<Acc> y = gates(z, gate, n, P.matrix, P.offset);

@@ -93,7 +93,7 @@ struct WeightGradientParams {
   DType weight_dtype;
   Aggregation<Acc> scale;  // null: 1
   void* dweight;           // [K, D] weight_dtype or null
-  Acc* da;                 // [n, K] or null
+  double* da;              // [n, K] or null
 };
 
 // --- the kernels of one instruction set ------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ INTERFLOW_INLINE Acc sum_few(const T* p, int64_t n) {
 
 template <class Acc, class T>
 INTERFLOW_INLINE double sum_run(const T* p, int64_t n) {
-  constexpr int64_t block = kRun * 4 * kLanes<Acc>;
+  constexpr int64_t block = kRun<Acc> * 4 * kLanes<Acc>;
   if (n <= block) return sum_few<Acc>(p, n);
   LongVector<Acc> sum{};
   int64_t j = 0;
@@ -67,9 +67,9 @@ INTERFLOW_INLINE double sum_run(const T* p, int64_t n) {
 // --- elements with any stride -----------------------------------------------------------------------------------------
 template <class Acc, class T>
 INTERFLOW_INLINE void sum_strided(LongSum<Acc>& sum, const T* p, int64_t n, int64_t stride) {
-  for (int64_t first = 0; first < n; first += kRun) {
+  for (int64_t first = 0; first < n; first += kRun<Acc>) {
     Acc few = 0;
-    for (int64_t j = first; j < std::min(first + kRun, n); ++j) few += Acc(p[j * stride]);
+    for (int64_t j = first; j < std::min(first + kRun<Acc>, n); ++j) few += Acc(p[j * stride]);
     sum.add(few);
   }
 }
@@ -98,8 +98,8 @@ struct PixelSums : LongColumns<Acc, kSlab> {
   template <class T>
   void add(const T* p, int64_t pixels, int64_t stride) {
     while (pixels > 0) {
-      if (count == kRun) this->carry(), count = 0;
-      int64_t n = std::min(kRun - count, pixels);
+      if (count == kRun<Acc>) this->carry(), count = 0;
+      int64_t n = std::min(kRun<Acc> - count, pixels);
       pixels -= n;
       if (count == 0) add_pixel<true>(p), p += stride, ++count, --n;
       count += n;

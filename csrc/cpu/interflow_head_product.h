@@ -2,7 +2,7 @@
 //
 // Each output element is summed in one order whatever the tile it is computed in, so that bits depend neither on B nor on
 // the thread count: forward along d in one vector of partial sums a stage, backward along k or b one after the other; runs of
-// kProductRun steps in Acc, the runs in the second storey of long_sum.h.
+// kProductRun or kImageRun steps in Acc, the runs in the second storey of long_sum.h.
 //
 // y[b,k] = sum_i A_ik z_i + c is summed in lanes, and nxn's A is the sum of M's columns. Where that is not finite, `careful_logit` finds it
 // again as the definition says, so that NaN and infinities stand where the definition puts them.
@@ -14,8 +14,9 @@ INTERFLOW_INLINE Acc at(const Aggregation<Acc>& a, int64_t i, int64_t k) {
   return a.a ? a.a[i * a.stage + k * a.klass] : Acc(1);
 }
 
-// Steps of a product that are summed in Acc: 64 vectors of fp32 are 512 columns.
-constexpr int64_t kProductRun = 64;
+// Steps of a product that are summed in Acc: vectors of columns (64 of fp32 are 512 columns) or classes, and images. Images are often
+// alike, and their terms then round alike.
+constexpr int64_t kProductRun = 64, kImageRun = 32;
 
 template <class Acc>
 INTERFLOW_INLINE bool is_finite(Acc x) {
@@ -38,6 +39,12 @@ struct LongTile {
         few[r][v] = Vec<Acc>{};
       }
     carried = true;
+  }
+  // The sum of all runs and lanes of one vector; `few` is the last run.
+  INTERFLOW_INLINE double total(const Vec<Acc> (&few)[MB][NV], int r, int v) {
+    if (!carried) return reduce(few[r][v]);
+    all[r][v].add(few[r][v]);
+    return all[r][v].total();
   }
   // `few` becomes the sum of all runs.
   INTERFLOW_INLINE void finish(Vec<Acc> (&few)[MB][NV]) {
@@ -229,7 +236,7 @@ INTERFLOW_INLINE void weight_gradient_tile(const WeightGradientParams<Acc>& P, i
   };
   for (int64_t b = 0; b < P.batch;) {
     if (b > 0) earlier.carry(sum);
-    for (int64_t end = std::min(b + kProductRun, P.batch); b < end; ++b, u += P.u_image, p += P.width) add();
+    for (int64_t end = std::min(b + kImageRun, P.batch); b < end; ++b, u += P.u_image, p += P.width) add();
   }
   earlier.finish(sum);
   for (int q = 0; q < MK; ++q) {
@@ -259,13 +266,12 @@ void weight_gradient_rows(const WeightGradientParams<Acc>& P, int64_t k) {
     LongTile<MK, 1, Acc> dots;
     int64_t d = P.columns[i].begin, end = P.columns[i].end, tile = 0;
     for (; d + 2 * L <= end; d += 2 * L) {
-      if (++tile % kRun == 0) dots.carry(rowdot);
+      if (++tile % kRun<Acc> == 0) dots.carry(rowdot);
       weight_gradient_tile<MK, 2, Acc, W>(P, i, k, d, 0, rowdot);
     }
     for (; d < end; d += L) weight_gradient_tile<MK, 1, Acc, W>(P, i, k, d, d + L <= end ? 0 : end - d, rowdot);
-    dots.finish(rowdot);
     if (P.da)
-      for (int q = 0; q < MK; ++q) P.da[i * P.classes + k + q] = reduce(rowdot[q][0]);
+      for (int q = 0; q < MK; ++q) P.da[i * P.classes + k + q] = dots.total(rowdot, q, 0);
   }
 }
 

@@ -2,11 +2,12 @@
 //
 // Acc alone rounds every addition of equal numbers the same way, so that errors add up. The second storey is fp64 for fp32 numbers. For
 // fp64 ones it is fp64 with what each addition loses beside it (D. Knuth's TwoSum, gathered as A. Neumaier does).
-// No include guard: see vector.h. A run is at most kRun additions long.
+// No include guard: see vector.h. A run is at most kRun<Acc> additions long.
 
 namespace interflow::INTERFLOW_ISA {
 
-constexpr int64_t kRun = 16;
+template <class Acc>
+constexpr int64_t kRun = sizeof(Acc) == 4 ? 16 : 8;  // fp64's second storey is hardly finer than its first: runs are short
 
 // sum += x; lost += what the addition rounded off.
 template <class V>
@@ -79,7 +80,7 @@ struct LongVector {
 template <class Acc, int64_t kChannels>
 struct LongColumns {
   static constexpr int64_t L = kLanes<Acc>;
-  alignas(64) Acc few[kChannels];                    // of the last rows, at most kRun: written by the user
+  alignas(64) Acc few[kChannels];                    // of the last rows, at most kRun<Acc>: written by the user
   alignas(64) LongVector<Acc> all[kChannels / L];    // of the rows before
   int64_t vectors;                                   // in use
   bool carried = false;

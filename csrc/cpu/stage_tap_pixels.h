@@ -82,7 +82,7 @@ void tap_pixels(const TapParams& P, int64_t image, int64_t part) {
     const Acc* shift = static_cast<const Acc*>(P.shift) + c0;
     TapSums<Acc> sums(channels);
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun == 0) sums.next_run();
+      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
       uint8_t* at_mask = kMask ? mask + i * bytes + (max_pool ? c0 : c0 / 8) : nullptr;
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
@@ -163,7 +163,7 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
     if (P.dp)
       for (int64_t c = 0; c < channels; ++c) gp[c] = static_cast<const Acc*>(P.dp)[image * s.channels + c0 + c] / Acc(s.pixels());
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun == 0) sums.next_run();
+      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
       const uint8_t* at_mask = mask + i * bytes + (max_pool ? c0 : c0 / 8);
       int64_t h = i / row, w = i % row;
       if (!max_pool) {

@@ -3,7 +3,8 @@
 namespace interflow::INTERFLOW_ISA {
 
 // Vectors, or windows or pixels of a channel, that are summed in Acc.
-constexpr int64_t kTapRun = kRun;
+template <class Acc>
+constexpr int64_t kTapRun = kRun<Acc>;
 
 template <class Acc>
 struct TapSum {
@@ -11,10 +12,10 @@ struct TapSum {
   LongVector<Acc> all{};
   int64_t count = 0;
 
-  // v: the sum of so many vectors, at most kTapRun.
+  // v: the sum of so many vectors, at most kTapRun<Acc>.
   INTERFLOW_INLINE void add(Vec<Acc> v, int64_t vectors) {
     few += v;
-    if ((count += vectors) >= kTapRun) carry();
+    if ((count += vectors) >= kTapRun<Acc>) carry();
   }
   INTERFLOW_INLINE void carry() {
     all.add(few);

@@ -12,6 +12,20 @@ struct TapPlace {
   bool same(const Tensor& a, const Tensor& b) const { return has(a) && a.get_device_index() == b.get_device_index(); }
 };
 
+// Whether u is taken as NHWC, and m and du come in channels_last: the channels of a pixel lie together, and the strides of C, W, H, B grow
+// in this order. A dimension of size 1 does not count; an image may be repeated (stride 0). All else comes contiguous, whose kernels take
+// any strides. interflow_kernels/_tap_format.py has the same rule.
+inline bool runs_along_channels(const Tensor& u) {
+  if (u.stride(1) != 1 || u.size(1) <= 1) return false;
+  int64_t last = 1;
+  for (int64_t d : {3, 2}) {
+    if (u.size(d) == 1) continue;
+    if (u.stride(d) <= last) return false;
+    last = u.stride(d);
+  }
+  return u.stride(0) > last || u.stride(0) == 0 || u.size(0) == 1;
+}
+
 // -> sizes of u and its memory's order.
 inline TapShape check_tap(const Tensor& u, const OptionalTensor& shift, const TapPlace& place) {
   constexpr const char* kOp = "stage_tap";
@@ -23,7 +37,7 @@ inline TapShape check_tap(const Tensor& u, const OptionalTensor& shift, const Ta
                     torch::headeronly::toString(u.scalar_type()), ", or be fp32, got ", torch::headeronly::toString(shift->scalar_type()));
     INTERFLOW_CHECK(place.same(*shift, u), kOp, ": shift must be on ", place.name, ", as u is");
   }
-  return {u.size(0), u.size(1), u.size(2), u.size(3), u.stride(1) == 1 && u.size(1) > 1};
+  return {u.size(0), u.size(1), u.size(2), u.size(3), runs_along_channels(u)};
 }
 
 inline TapShape check_tap_backward(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, bool max_pool, bool channels_last,

@@ -59,7 +59,13 @@ def interflow_head(
     `return_branches` also Z [B, n, K].
 
     Dtypes: fp32, fp64, bf16, fp16, one for all; pooled features may be fp32 beside bf16 or fp16. Under autocast each
-    feature may have its own and y has the autocast dtype. Sums accumulate in fp32 or wider.
+    feature may have its own and y has the autocast dtype. Sums accumulate in fp32 or wider, long ones so that their error does
+    not grow with their length.
+
+    NaN and infinities stand in y and in the branch scores where plain PyTorch has them (`backend("eager")`), 0 * inf included; a
+    gradient is finite where PyTorch's is and nowhere else, but NaN and infinity may stand for each other in it. One thing differs:
+    a number that is too large only on PyTorch's way there, such as a half-precision branch score or a term of "nxn" that another
+    cancels, need not spoil the result, because sums are wider and "nxn" adds M's columns first.
 
     Differentiable once in features, weight, bias and attention; a second differentiation raises NotImplementedError.
     Raises ValueError or TypeError, naming the argument, what was expected and what came.
@@ -97,9 +103,12 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
         m = max_pool2d(v, 2, 2)                [B, C, H // 2, W // 2]; None for max_pool=False
         p = mean of v over H, W                [B, C]
 
-    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype and memory format; p is fp32
-    (fp64 for fp64 u) and sums in one order, whatever the batch or the thread count. The last row or column of an odd size
-    counts in p, not in m; of H or W = 1, m is empty.
+    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype; p is fp32 (fp64 for fp64 u)
+    and sums in one order, whatever the batch or the thread count. The last row or column of an odd size counts in p, not
+    in m; of H or W = 1, m is empty.
+
+    Memory: m and the gradient of u are channels_last where u has C > 1, stride 1 between channels, and strides of C, W, H, B that
+    grow in this order (dimensions of size 1 do not count, an image may be repeated with stride 0); else they are contiguous.
 
     Bits: on every device, m has those of PyTorch's own operators on a CPU, and so has the gradient of u that comes from m or
     from p alone (from both together: in fp32 and fp64). PyTorch itself differs between devices and versions: on CUDA,

@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
   P.batch = batch, P.width = plan.width, P.classes = classes, P.count = int(n), P.columns = columns;
   P.pooled = static_cast<const Acc*>(pooled.const_data_ptr());
   P.weight = rows.const_data_ptr(), P.weight_dtype = dtype_of(weight, kHead, "weight");
-  P.bias = biases.data(), P.a = attention.a, P.c = attention.c, P.c_klass = attention.c_klass;
+  P.bias = biases.data(), P.a = attention.a, P.mixing = attention.mixing(), P.c = attention.c, P.c_klass = attention.c_klass;
   if (attention.gated()) P.gate_matrix = attention.weight.data(), P.gate_offset = attention.bias.data(), P.c = nullptr;
   P.scores = scores.get();
   P.branches = need_branches ? branches.mutable_data_ptr() : nullptr;

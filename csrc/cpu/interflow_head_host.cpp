@@ -57,6 +57,7 @@ AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, 
   c = bias.data();
   if (mode == Attention::Hard || mode == Attention::OneByN) a = {weight.data(), 1, 0};
   if (mode == Attention::Classwise) a = {weight.data(), k, 1};
+  values_ = mode == Attention::Folded ? 0 : mode == Attention::Classwise ? n * k : n;
   if (mode == Attention::Classwise || mode == Attention::Folded) c_klass = 1;
   if (mode != Attention::NByN) return;
   // y sums the n outputs: only M's column sums and the sum of c count.
@@ -70,6 +71,10 @@ AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, 
     for (int64_t j = 0; j < n; ++j) sum_ += c[j];
     c = &sum_;
   }
+}
+template <class Acc>
+bool AttentionValues<Acc>::is_finite() const {
+  return std::all_of(a.a, a.a + values_, [](Acc x) { return x - x == 0; });
 }
 template struct AttentionValues<float>;
 template struct AttentionValues<double>;

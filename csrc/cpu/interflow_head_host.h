@@ -36,9 +36,12 @@ struct AttentionValues {
   const Acc* c = nullptr;             // [K] or [1] by c_klass
   int64_t c_klass = 0;
   bool gated() const { return mode == Attention::Gated; }
+  const Acc* mixing() const { return mode == Attention::NByN ? weight.data() : nullptr; }  // M, of which a is the sum of columns
+  bool is_finite() const;                                                                // all of a is
   AttentionValues(const AttentionValues&) = delete;  // a and c point into it
 
  private:
+  int64_t values_ = 0;   // of a
   Acc row_[kMaxStages];  // nxn: column sums of M
   Acc sum_;              // nxn: sum of c
 };

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._tap_format import is_channels_last
 from .._tracing import EAGER, OPERATOR
 from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
@@ -80,7 +81,7 @@ def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, chan
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
+    return x.dim() == 4 and is_channels_last(x)
 
 
 # --- what both roads do -------------------------------------------------------------------------------------------------

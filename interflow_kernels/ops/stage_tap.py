@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._tap_format import is_channels_last, mask_bytes, new_map
+from .._tap_format import is_channels_last, mask_bytes, new_map, runs_along_channels
 from .._tracing import EAGER, OPERATOR
 from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
@@ -115,7 +115,7 @@ class _Tap(torch.autograd.Function):
             return looped(_tap().apply, info.batch_size, in_dims, args)
         slices = u.movedim(in_dims[1], 0)
         together = slices.flatten(0, 1)
-        if is_channels_last(together) != (slices.stride(2) == 1 and slices.shape[2] > 1):  # copied: its mask would not be the slices'
+        if is_channels_last(together) != runs_along_channels(slices.shape[1:], slices.stride()[1:]):  # copied: its mask would not be the slices'
             return looped(_tap().apply, info.batch_size, in_dims, args)
         m, p, mask = _tap().apply(max_pool, together, shift)
         split = [t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in ((m, p, mask) if max_pool else (p, mask))]

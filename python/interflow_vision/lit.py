@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from . import checks
 from .contribution import Contribution, branch_terms
 from .errors import UserError
 from .images import Preprocessing
@@ -83,8 +84,15 @@ class Classifier(LightningModule):
         warmup: float = 0.25,
     ) -> None:
         super().__init__()
-        if not 0 < warmup < 1:
-            raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
+        checks.require_in_range(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            auxiliary_weight=auxiliary_weight,
+            width=width,
+            warmup=warmup,
+        )
         self.save_hyperparameters()
         self.model = create_model(
             name,
@@ -118,13 +126,12 @@ class Classifier(LightningModule):
         return self.model(x)
 
     def setup(self, stage: str) -> None:
-        """Takes over what the data set knows; UserError where its classes are not the model's."""
+        """Takes over what the data set knows; UserError where it does not fit the model."""
         data = getattr(self.trainer, "datamodule", None)
-        names = tuple(getattr(data, "class_names", ()))
-        if names and len(names) != self.model.num_classes:
-            raise UserError(f"the data set has {len(names)} classes but the model {self.model.num_classes}: give --model.num_classes {len(names)}")
-        self.class_names = names or self.class_names
-        self.preprocessing = getattr(data, "preprocessing", self.preprocessing)
+        if data is not None:
+            preprocessing, names = checks.knowledge_of(data, self.model)
+            self.preprocessing = preprocessing or self.preprocessing
+            self.class_names = names or self.class_names
         if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
             self.model.load_pretrained()
 
@@ -164,6 +171,11 @@ class Classifier(LightningModule):
             for i, value in enumerate(self._contribution.compute(), 1):
                 self.log(f"contribution/branch{i}", value.float(), sync_dist=True)
 
+    def on_validation_end(self) -> None:
+        """After the sanity check all metrics of a validation are known."""
+        if self.trainer.sanity_checking:
+            checks.require_monitored_metrics(self.trainer, self)
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
@@ -199,11 +211,9 @@ class Classifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
-        kept = checkpoint.get(CHECKPOINT_KEY, {})
-        if kept.get("preprocessing") is not None:
-            self.preprocessing = Preprocessing.from_dict(kept["preprocessing"])
-        self.class_names = tuple(kept.get("class_names", ()))
+        """Takes it back; UserError where it is broken."""
+        preprocessing, self.class_names = checks.kept_knowledge(checkpoint.get(CHECKPOINT_KEY, {}), self.model)
+        self.preprocessing = preprocessing or self.preprocessing
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:

@@ -46,10 +46,9 @@ def load(path: str | Path) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        source = _source(path)
-        with warnings.catch_warnings():
+        with _opened(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on images that it reads all the same
-            with Image.open(source) as image:
+            with Image.open(file) as image:
                 image.load()
                 return upright(image)
     except UserError:
@@ -73,17 +72,21 @@ def upright(image: "Image.Image") -> "Image.Image":
     return image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image)
 
 
-def _source(path: str | Path) -> str | Path | BinaryIO:
-    """What Pillow can open: files as they are, pipes and standard input as bytes in memory, since Pillow goes back and forth in a file."""
+def _opened(path: str | Path) -> BinaryIO:
+    """A file that Pillow can go back and forth in: of pipes and standard input a copy in memory.
+
+    Never a path: then Pillow 13 maps some TIFF files into memory and mixes up their rows where the orientation turns them by 90 degrees.
+    """
     if str(path) == "-":
         return _all_of(sys.stdin.buffer, path)
     mode = os.stat(path).st_mode
-    if stat.S_ISFIFO(mode):
-        with open(path, "rb") as pipe:
-            return _all_of(pipe, path)
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)):
         raise UserError(f"{path} is neither a file nor a pipe, so no image can be read from it")
-    return path
+    file = open(path, "rb")  # noqa: SIM115  # closed by the caller
+    if not stat.S_ISFIFO(mode):
+        return file
+    with file:
+        return _all_of(file, path)
 
 
 def _all_of(stream: BinaryIO, name: str | Path) -> BinaryIO:

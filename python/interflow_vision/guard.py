@@ -37,7 +37,9 @@ _REFUSALS = ("ValueError", "TypeError", "RuntimeError", "MisconfigurationExcepti
 def run(command: Callable[[], int | None], name: str) -> int:
     """Runs a command; its exit code, 0 where it returns none. `name` is how lines on stderr begin."""
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()  # here, where a reader that has gone is noticed
+        return code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,5 +1,5 @@
 // The schemas of every operator: the table of contents of the compiled part. Kernels register under their device's key.
-#include "registration.h"
+#include "common/registration.h"
 
 #ifndef INTERFLOW_LIBRARY  // the host emulation of the CUDA part defines the same operators under another name
 #define INTERFLOW_LIBRARY interflow_kernels

@@ -81,7 +81,7 @@ def schemas_exist() -> bool:
 def _loaded(path: Path, kind: str) -> str | None:
     """Loads a library; None where its operators serve, or those of another copy of its version that came first, else why not."""
     torch.ops.load_library(path)
-    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/registration.h
+    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/common/registration.h
     refusal.restype = ctypes.c_char_p
     text = refusal()
     return None if text is None else f"{text.decode()}; load one version of it alone"

@@ -1,5 +1,5 @@
 # make demo    trains Interflow VGG-16 on the embedded digits, prints accuracy and throughput
-# make test    runs the whole test suite
+# make test    runs the whole test suite, one worker process for each core; WORKERS=0 runs it in one process
 # make lint    ruff and mypy
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
@@ -7,11 +7,14 @@
 # make bench-readme   the README's section on speed anew, from the committed results
 # make profile where the time of whole networks goes, with Interflow and without, by torch.profiler: BENCH_OUT, BENCH_DEVICE
 # make profile-page FROM=FOLDER   the page in docs/ from the profile that lies in a folder of bench/results/
-# make gpu     on a machine with an NVIDIA GPU and no network: builds for it, runs the tests that need it, measures and profiles; ten minutes, with the
-#              Python that is there (PYTHON, no environment is made). Results in bench/results/<gpu>/ or GPU_OUT. make gpu-full: the whole grid of
-#              networks, batches, dtypes and layouts, eager and compiled: hours, into bench/results/<gpu>-full/. GPU_ARGS: as bench/gpu.py --help.
+# make gpu     on a machine with an NVIDIA GPU and no network, with the Python that is there (PYTHON, no environment is made): builds for the GPU, then
+#              every part below. Each is a target of its own, gpu-smoke and so on, of at most 200 s, and ends with a short table:
+#              build, info, smoke (each kernel against the CPU), speed (beside a copy), test (the suites), headline (whole networks), bench (the rest).
+#              Results in bench/results/<gpu>/ or GPU_OUT. DEVICE=cpu rehearses in seconds, without a GPU. GPU_ARGS: as `python -m gpu --help` lists.
+# make gpu-full   every case of bench, the whole grid of networks, batches, dtypes and layouts: hours, into bench/results/<gpu>-full/
+# make gpu-kit    here, for a GPU elsewhere: build/gpu-kit, the package with libraries for every GPU, for any Python >= 3.10 and torch >= 2.10
 # make wheel   builds sdist and wheel into dist/, installs the wheel beside torch alone and runs the head
-# Each but gpu and gpu-full makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
+# Each but those of gpu, gpu-kit excepted, makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,14 +24,17 @@ BENCH_OUT ?= bench/results/local
 
 BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
+WORKERS ?= auto
+DEVICE ?= cuda
+GPU_PARTS := gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
-.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full wheel clean
+.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit $(GPU_PARTS) wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -53,8 +59,12 @@ profile: $(VENV)/installed
 profile-page: $(VENV)/installed
 	$(BIN)/python bench/profile_page.py $(FROM)
 
-gpu gpu-full:
-	$(PYTHON) bench/gpu.py $(if $(filter gpu-full,$@),--full) $(if $(GPU_OUT),--out $(GPU_OUT)) $(GPU_ARGS)
+gpu gpu-full $(GPU_PARTS):
+	PYTHONPATH=bench $(PYTHON) -m gpu $(if $(filter gpu,$@),all,$(if $(filter gpu-full,$@),bench --full,$(@:gpu-%=%))) --device $(DEVICE) \
+		$(if $(GPU_OUT),--out $(GPU_OUT)) $(GPU_ARGS)
+
+gpu-kit: $(VENV)/installed
+	PYTHONPATH=bench $(BIN)/python -m gpu.kit
 
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py

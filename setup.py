@@ -3,6 +3,7 @@
 _C     pybind11 module: build information. A translation unit of its own, without torch headers.
 _cpu   operator schemas and CPU kernels over torch's stable ABI: one binary for every torch >= 2.10, loaded by torch.ops.
 _cuda  the CUDA kernels over the same ABI; the CUDA runtime is inside. Loaded beside _cpu where torch is a CUDA build.
+build_info.json, beside them, says what _C says: for a Python that _C is not built for.
 
 INTERFLOW_NATIVE=0       no compiled part: the package then runs in plain PyTorch.
 INTERFLOW_CUDA=1 or 0    with or without _cuda. By default with it where nvcc is found and torch is a CUDA build; whether the building
@@ -11,6 +12,9 @@ TORCH_CUDA_ARCH_LIST     for which GPUs, e.g. "8.0 9.0a 12.0+PTX"; see ARCHITECT
 MAX_JOBS                 limits the compiler processes.
 """
 
+import hashlib
+import importlib.util
+import json
 import os
 import platform
 import re
@@ -214,6 +218,34 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def digest() -> str:
+    """Of the compiled sources: whether libraries that were brought along are those of this tree."""
+    found = hashlib.sha256()
+    for name in sources("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh"):
+        found.update(name.encode() + b"\0" + Path(ROOT, name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def write_information(module: Path) -> None:
+    """build_info.json beside the built module _C: what it says, for which Python it is, and of which sources."""
+    spec = importlib.util.spec_from_file_location("interflow_kernels._C", module)
+    assert spec is not None and spec.loader is not None
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    try:
+        commit = _said("git", "-C", str(ROOT), "rev-parse", "HEAD").strip()[:10]
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    about = {"python": sys.implementation.cache_tag, "machine": platform.machine(), "commit": commit, "sources": digest()}
+    (module.parent / "build_info.json").write_text(json.dumps({**built.build_info(), **about}, indent=1) + "\n")
+
+
+def package_version() -> str:
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "interflow_kernels/_version.py").read_text())
+    assert found is not None
+    return found[1]
+
+
 def extensions() -> dict:
     try:
         import pybind11
@@ -242,15 +274,16 @@ def extensions() -> dict:
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
+    version = f'-DINTERFLOW_VERSION="{package_version()}"'
     library = CppExtension(
         "interflow_kernels._cpu",
         sources("csrc/library.cpp", "csrc/cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI],
+        extra_compile_args=[*FLAGS, STABLE_ABI, version],
         py_limited_api=True,
         depends=sources("csrc/*.h", "csrc/cpu/*.h"),
     )
-    library.libraries = ["torch_cpu"]
+    library.libraries = ["torch_cpu", "dl"]
     built = [module, library]
     kernels = sources("csrc/cuda/*.cu")
     if cuda.toolkit is not None:
@@ -259,7 +292,7 @@ def extensions() -> dict:
             sources("csrc/cuda/*.cpp"),
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, "-DUSE_CUDA"],
+            extra_compile_args=[*FLAGS, STABLE_ABI, version, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,
@@ -270,6 +303,11 @@ def extensions() -> dict:
 
     class Build(BuildExtension):
         """torch's, with nvcc run by ourselves: torch finds none where it was built without CUDA."""
+
+        def run(self):
+            super().run()
+            if any(extension.name == module.name for extension in self.extensions):
+                write_information(Path(self.get_ext_fullpath(module.name)))
 
         def build_extension(self, extension):
             if extension.name == "interflow_kernels._cuda":

@@ -13,7 +13,7 @@ from harness.run import Session
 from networks import DIRECTIONS, NETWORKS, NO_BRANCHES, Cell, build
 
 TOLERANCE = {"fp32": 5e-3, "bf16": 0.1, "autocast": 0.1}
-"""Of logits and gradients of 13 convolutions, which sum and round in another order behind the tap's bias. Seen on a CPU in bf16: 0.05."""
+"""Of the norm of logits and gradients of 13 convolutions, which sum and round in another order behind the tap's bias. Seen on a CPU in bf16: 0.022."""
 
 MODELS = ("vgg16", "vgg16_bn")
 GPU_SHAPES = [(224, 1000, b) for b in (1, 8, 32, 128, 256)] + [(32, 10, b) for b in (128, 512, 2048)]  # pixels, K, B
@@ -103,6 +103,7 @@ def case_of(cell: Cell, names: tuple[str, ...], device: torch.device) -> Case:
         images=cell.batch,
         expected=partial(made["Interflow naive"].results, eager=True),
         tolerance=TOLERANCE[cell.dtype],
+        by_norm=True,
         goals={"Interflow fused": chosen},
         memory=True,
     )

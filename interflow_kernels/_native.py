@@ -1,12 +1,18 @@
 """Loads the compiled libraries once, at import, or remembers in one sentence why not and what mends it."""
 
+import ctypes
+import json
+import os
 import platform
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 
 MINIMUM_TORCH = (2, 10)
+_HEAD = "interflow_kernels::interflow_head"
 _AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REBUILD = f"reinstall with: {_AGAIN}"
 
@@ -17,34 +23,84 @@ def torch_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+_brought = os.environ.get("INTERFLOW_LIBRARIES", "")
+libraries = Path(_brought) if _brought else Path(__file__).parent
+"""The folder of the compiled libraries and of what is known of their build: this package, or one brought along from another machine."""
+
+
 def library_path(stem: str) -> Path | None:
     """The compiled library of this package whose file name starts with `stem`, e.g. "_cpu"."""
-    found = sorted(Path(__file__).parent.glob(f"{stem}.*so"))
+    found = sorted(libraries.glob(f"{stem}.*so"))
     return found[0] if found else None
 
 
 def build_info() -> dict[str, Any] | None:
-    """What the compiled module says of itself, or None where it was not built or does not load."""
+    """What is known of the build, or None where nothing was built: from the file beside the libraries, which any Python reads, else from _C."""
+    written = libraries / "build_info.json"
     try:
+        if written.exists():
+            return dict(json.loads(written.read_text()), has_avx2=_has_avx2())
+        if _brought:
+            return None  # a _C beside this file belongs to other libraries
         from . import _C  # type: ignore[attr-defined]
-    except ImportError:
+    except (ImportError, ValueError):
         return None
     return dict(_C.build_info(), has_avx2=_C.has_avx2())
+
+
+def _has_avx2() -> bool:
+    """Whether this processor has AVX2, FMA and F16C, as Linux tells it."""
+    try:
+        flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
+    except OSError:
+        flags = []
+    return {"avx2", "fma", "f16c"} <= set(flags)
+
+
+def python_error() -> str | None:
+    """None where the module _C is for the running Python or not there, else one sentence: the libraries serve any Python, _C does not."""
+    found = [path.name for path in sorted(Path(__file__).parent.glob("_C.*so"))]
+    if not found or any(name == f"_C{suffix}" for name in found for suffix in EXTENSION_SUFFIXES):
+        return None
+    running = f"this is {sys.implementation.cache_tag}"
+    if build_info() is not None:
+        return f"_C was built for another Python ({found[0]}, {running}); the kernels do not need it"
+    return f"what was built is unknown: build_info.json is missing and _C was built for another Python ({found[0]}, {running}); {_REBUILD}"
+
+
+def _whose() -> str:
+    """The folder of the libraries, for a sentence."""
+    return f"the folder that INTERFLOW_LIBRARIES names, {libraries}" if _brought else "the installed package"
+
+
+def schemas_exist() -> bool:
+    """Whether the operators are defined in this process, by whomever."""
+    return bool(torch._C._jit_get_schemas_for_operator(_HEAD))
+
+
+def _loaded(path: Path, kind: str) -> str | None:
+    """Loads a library; None where its operators serve, or those of another copy of its version that came first, else why not."""
+    torch.ops.load_library(path)
+    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/registration.h
+    refusal.restype = ctypes.c_char_p
+    text = refusal()
+    return None if text is None else f"{text.decode()}; load one version of it alone"
 
 
 def _load_cpu() -> str | None:
     if torch_version() < MINIMUM_TORCH:
         return f"the kernels need torch >= 2.10, this is torch {torch.__version__}; upgrade torch"
+    if schemas_exist() and torch._C._dispatch_has_kernel_for_dispatch_key(_HEAD, "AutocastCPU"):  # as ops/ registers it
+        return "another copy of this Python package serves the operators in this process; import one of them alone"
     path = library_path("_cpu")
     if path is None:
         if platform.system() != "Linux":
             return f"no compiled kernels for {platform.system()}: they are built on Linux (x86-64, aarch64) only"
-        return f"the compiled library _cpu is missing from the installed package; {_REBUILD}"
+        return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
-        torch.ops.load_library(path)
+        return _loaded(path, "cpu")
     except OSError as error:
         return f"the compiled library does not load into torch {torch.__version__} ({error}); {_REBUILD}"
-    return None
 
 
 def _load_cuda() -> str | None:
@@ -56,7 +112,8 @@ def _load_cuda() -> str | None:
         return cpu_error
     built = build_info() or {}
     if not built.get("cuda"):
-        return f"the CUDA kernels were not built ({built.get('cuda_reason') or 'no build information'}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+        reason = built.get("cuda_reason") or python_error() or "no build information"
+        return f"the CUDA kernels were not built ({reason}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     if built["cuda"].split(".")[0] != ours.split(".")[0]:
         return (
             f"the CUDA kernels were built by CUDA {built['cuda']}, torch {torch.__version__} has CUDA {ours}; "
@@ -64,12 +121,11 @@ def _load_cuda() -> str | None:
         )
     path = library_path("_cuda")
     if path is None:
-        return f"the compiled library _cuda is missing from the installed package; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
+        return f"the compiled library _cuda is missing from {_whose()}; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     try:
-        torch.ops.load_library(path)
+        return _loaded(path, "cuda")
     except OSError as error:
         return f"the CUDA library does not load into torch {torch.__version__} ({error}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
-    return None
 
 
 def architecture_error(built: str, capability: tuple[int, int], name: str) -> str | None:

@@ -60,9 +60,13 @@ def report() -> str:
     ]
     built = build_info()
     if built is None:
-        lines.append("compiled part     not built, or it does not load")
+        lines.append(f"compiled part     {_native.python_error() or 'not built, or it does not load'}")
     else:
         lines.append(f"compiled part     {built['compiler']}, against torch {built['torch']}, stable ABI {built['stable_abi']}")
+        if (other := _native.python_error()) is not None:
+            lines.append(f"  python          {other}")
+        if os.environ.get("INTERFLOW_LIBRARIES"):
+            lines.append(f"  libraries       in {_native.libraries} (INTERFLOW_LIBRARIES)")
         widest = "avx2" if built["has_avx2"] and "avx2" in built["cpu_kernels"] else "baseline"
         running = "baseline" if os.environ.get("INTERFLOW_CPU_ISA") == "baseline" else widest
         lines.append(f"CPU kernels       {', '.join(built['cpu_kernels'])}; this processor runs {running}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +24,8 @@ __all__ = [
     "Tolerance",
     "assert_close",
     "assert_same_bits",
+    "composed_tap",
+    "composed_tap_gradient",
     "gradients",
     "head_inputs",
     "in_layout",
@@ -136,6 +139,35 @@ def tap_inputs(case: TapCase, seed: int = 0) -> tuple[Tensor, Tensor | None]:
             words.copy_(torch.where(negative, words | torch.iinfo(words.dtype).min, words))
     u = in_layout(u, case.layout)
     return u, None if case.shift == "none" else shift[::3] if case.shift == "strided" else shift[: case.shape[1]]
+
+
+def composed_tap(u: Tensor, shift: Tensor | None, max_pool: bool = True) -> tuple[Tensor, Tensor | None]:
+    """v and m of the stage tap from PyTorch's own operators on the CPU, each step in u's dtype; m is None without max-pool.
+
+    These are the bits that the tap promises on every device. PyTorch's operators on a GPU may give others: relu(-0.0) is +0 on CUDA in
+    torch 2.11 and -0 elsewhere. So an expectation is composed on the CPU; ValueError where u or shift lies on another device.
+    """
+    for name, t in (("u", u), ("shift", shift)):
+        if t is not None and t.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU, where PyTorch's operators have the bits that the tap promises; got {t.device}; call .cpu() first")
+    v = F.relu(u if shift is None else u + shift.to(u.dtype)[:, None, None])
+    if not max_pool:
+        return v, None
+    return v, F.max_pool2d(v, 2, 2) if min(u.shape[2:]) > 1 else v[:, :, : u.shape[2] // 2, : u.shape[3] // 2]
+
+
+def composed_tap_gradient(u: Tensor, shift: Tensor | None, max_pool: bool, dm: Tensor | None, dp: Tensor | None) -> Tensor:
+    """du of the stage tap by PyTorch's autograd on the CPU, of the upstream gradients that are given; the bits that the tap promises for one of them,
+    and for both in fp32 and fp64 (below, PyTorch rounds each before it adds them). On CUDA PyTorch multiplies dp by the reciprocal of H * W
+    where a CPU divides.
+    """
+    leaf = u.detach().requires_grad_()
+    v, m = composed_tap(leaf, shift, max_pool)
+    pairs = [(m, dm)] if m is not None and dm is not None else []
+    if dp is not None:
+        pairs.append((v.mean((2, 3), dtype=dp.dtype), dp))
+    (du,) = torch.autograd.grad([out for out, _ in pairs], leaf, [g for _, g in pairs])
+    return du
 
 
 def gradients(

@@ -1,21 +1,15 @@
-"""The benchmarks' way on a GPU, as far as it goes without one: cases and goals, each case built and checked on tiny maps, the driver of `make gpu`."""
+"""The benchmarks' cases on a GPU, as far as they go without one: which, with which goals, each built and checked on tiny maps."""
 
 import inspect
-import io
 import itertools
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
-from test_bench import CPU, case, goals, made_case, report, results, roofline, room, run, synthetic
+from test_bench import CPU, case, goals, made_case, roofline, room, run
 
-gpu, networks, peers = room("gpu"), room("networks"), room("harness.peers")
+networks, peers = room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)
 MODULES = ("bench_head", "bench_stage_tap", "bench_train_step", "bench_triton")
 PASSES = ("forward keeping masks", "backward")
@@ -186,7 +180,7 @@ def test_a_spent_budget_skips_with_its_reason():
     plan = case.Plan("late", ("ours",), lambda: pytest.fail("built"))
     with pytest.raises(pytest.skip.Exception, match="budget was spent"):
         session.record(None, plan, "ours")
-    session = run.Session(CPU, deadline=gpu.time.perf_counter() + 50)
+    session = run.Session(CPU, deadline=time.perf_counter() + 50)
     with pytest.raises(pytest.skip.Exception, match="budget was spent"):  # what cannot end in time is not begun
         session.record(None, replace(plan, setup=60.0), "ours")
 
@@ -199,139 +193,3 @@ def test_a_case_that_does_not_fit_into_memory_is_skipped_with_its_reason():
     for provider in plan.providers:
         with pytest.raises(pytest.skip.Exception, match=r"does not fit into this GPU's memory: CUDA out of memory\. Tried to allocate 3\.06 GiB\.$"):
             session.record(None, plan, provider)
-
-
-# --- the driver ---------------------------------------------------------------------------------------------------------
-def ran(code, seconds=20.0, at_most=99.0):
-    log = io.StringIO()
-    return gpu.run(gpu.Part("part", [sys.executable, "-c", code], seconds), log, at_most), log.getvalue()
-
-
-def test_a_part_is_run_and_told(capsys):
-    outcome, log = ran("print('hello'); print('FAILED tests/x.py::y - no')")
-    assert outcome.state == "ok" and outcome.failures == ("FAILED tests/x.py::y - no",)
-    assert "hello" in log and "hello" in capsys.readouterr().out
-    assert ran("raise SystemExit(3)")[0].state == "failed (exit status 3)"
-    assert "failed (" in gpu.run(gpu.Part("part", ["/no/such/program"], 5), io.StringIO(), 9).state
-    assert ran("print(1)", at_most=-1)[0].state == "not begun, the time was spent"
-
-
-def test_a_part_that_hangs_is_stopped_with_its_children():
-    hang = "import subprocess, sys, time; print('on', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    outcome, log = ran(hang, seconds=1.5)
-    assert outcome.state == "stopped after 2 s" and outcome.seconds < 10
-    assert "on" in log
-
-
-def test_parts_build_for_one_gpu_and_never_time_a_fallback(tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0))}
-    assert list(parts) == ["build", "info", "tests", "bench_head", "bench_stage_tap", "bench_train_step", "profile", "bench_triton", "sanitizer"]
-    assert parts["build"].environment == {"INTERFLOW_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"}
-    for name in gpu.BUDGETS:
-        assert parts[name].environment["INTERFLOW_BACKEND"] == "native"
-        assert (gpu.ROOT / next(word for word in parts[name].command if word.startswith("bench/"))).exists()
-    assert "-m" in parts["tests"].command and "gpu" in parts["tests"].command
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert gpu.parts("python3", tmp_path, (9, 0))[0].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
-    assert [gpu.architecture(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
-    assert gpu.folder_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-
-
-def test_budgets_leave_time_for_build_and_tests_and_shrink_together(tmp_path):
-    assert sum(gpu.BUDGETS.values()) + gpu.LAST <= gpu.TOTAL - 200
-    parts = gpu.parts("python3", tmp_path, (9, 0))
-    measuring = [part for part in parts if part.budget is not None]
-    assert {part.name: part.budget for part in measuring} == gpu.BUDGETS
-    assert all(part.seconds > part.budget for part in measuring)
-    assert gpu.allowed(parts, 550) is None  # the build plans with nothing
-    assert gpu.allowed(measuring, 550) == gpu.BUDGETS["bench_head"]
-    left, given = sum(gpu.BUDGETS.values()) / 2 + gpu.GRACE, {}
-    for i, part in enumerate(measuring):  # half the time: half of each, where each takes what it is given
-        given[part.name] = gpu.allowed(measuring[i:], left)
-        left -= given[part.name]
-    assert given == pytest.approx({name: budget / 2 for name, budget in gpu.BUDGETS.items()})
-    assert gpu.allowed(measuring, 5) == 0
-
-
-def test_the_full_set_has_no_budgets(tmp_path):
-    parts = {part.name: part for part in gpu.parts("python3", tmp_path, (9, 0), full=True, case="inference")}
-    for name in gpu.BUDGETS:
-        assert parts[name].budget is None and parts[name].seconds == gpu.FULL
-    for stem in MODULES:
-        assert parts[stem].command[-3:] == ["--case", "inference", "--full"]
-    assert "--compiled" in parts["profile"].command
-
-
-def test_a_part_is_told_its_budget(tmp_path):
-    log = io.StringIO()
-    shown = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
-    parts = [gpu.Part("first", shown, 20), gpu.Part("second", shown, 20, budget=40.0)]
-    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter(), total=gpu.LAST + gpu.GRACE + 20.9) == 0
-    assert "[]" in log.getvalue() and "['--budget', '2" in log.getvalue()  # 20.9 s less what the first took
-
-
-def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
-    """pytest, interrupted in its second test, still writes the first one's numbers."""
-    (tmp_path / "test_two.py").write_text("import time\ndef test_one(benchmark): benchmark(abs, 1)\ndef test_two(): print('on'); time.sleep(60)\n")
-    options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-max-time=0.1"]
-    outcome = gpu.run(gpu.Part("part", [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), *options], 8), io.StringIO(), 99)
-    assert outcome.state == "stopped after 8 s" and outcome.seconds < 30
-    assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
-
-
-def test_a_part_that_ignores_the_interrupt_is_killed(monkeypatch):
-    monkeypatch.setattr(gpu, "INTERRUPTED", 1.0)
-    outcome, _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=2.0)
-    assert outcome.state == "stopped after 2 s" and outcome.seconds < 20
-
-
-def test_an_interrupt_ends_the_part_and_all_that_follow(tmp_path):
-    log, before = io.StringIO(), signal.getsignal(signal.SIGINT)
-    parts = [gpu.Part(name, [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 90) for name in ("first", "second")]
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert gpu.measure(parts, "", tmp_path, log, gpu.time.perf_counter()) == 1
-    assert "=== second" not in log.getvalue() and "interrupted" in log.getvalue() and "failed: first" in log.getvalue()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def file_of(run_, **run_info):
-    """What pytest-benchmark would have written of made-up rows."""
-    machine = {**run_.machine, "gpu": "made-up GPU"}
-    data = {"machine_info": machine, "commit_info": {"id": "f" * 40}, "datetime": "2026-01-01T00:00:00", "run": {**run_.run, **run_info}}
-    return json.dumps(data | {"benchmarks": [{"extra_info": row} for row in run_.rows]})
-
-
-def test_results_of_the_parts_become_one_report_and_a_failed_part_is_named(tmp_path, capsys):
-    """Made-up numbers in a temporary folder."""
-    out = tmp_path / "out"
-    out.mkdir()
-    contents = [file_of(synthetic(seed, cases=2), timed_s=4, whole_s=10) for seed in (0, 1)]
-    write = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
-    parts = [gpu.Part(f"bench_{i}", [sys.executable, "-c", write, str(out / f"{i}.json"), text], 20, {}, out / f"{i}.json") for i, text in enumerate(contents)]
-    parts.insert(1, gpu.Part("broken", [sys.executable, "-c", "raise SystemExit(1)"], 20, {}, out / "broken.json"))
-    log = io.StringIO()
-    assert gpu.measure(parts, "", out, log, gpu.time.perf_counter()) == 1
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md", "results.json", "speed.png"]
-    loaded = results.load(out)
-    assert len(loaded.rows) == 12 and loaded.run == {"set": "gpu", "timed_s": 8, "others_cores": 0.0, "whole_s": 20}
-    assert "made-up GPU" in (out / "report.md").read_text() and "Made by `make gpu`" in report.markdown(loaded)
-    (out / "full.json").write_text(file_of(synthetic(0, cases=1), set="full"))
-    assert gpu.merged([out / "full.json"])["run"]["set"] == "gpu-full" and "gpu-full" in report.MADE_BY
-    assert "failed: broken" in log.getvalue()
-    assert ">= 2x the best peer" in log.getvalue() and "reached" in log.getvalue()
-
-
-def test_nothing_measured_is_no_report(tmp_path):
-    log = io.StringIO()
-    assert gpu.measure([gpu.Part("broken", ["/no/such/program"], 5, {}, tmp_path / "x.json")], "", tmp_path, log, gpu.time.perf_counter()) == 1
-    assert list(tmp_path.iterdir()) == []
-    assert gpu.merged([]) is None
-
-
-def test_without_a_gpu_one_sentence():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = subprocess.run([sys.executable, str(gpu.ROOT / "bench/gpu.py")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("make gpu needs torch and an NVIDIA GPU") and done.stderr.count("\n") == 1

@@ -236,17 +236,6 @@ def test_runs_without_any_optional_package():
     assert done.stdout.strip() == "torch.Size([2, 5])", done.stderr
 
 
-@pytest.mark.parametrize("swap", [FusedInterflowHead.to_eager, FusedInterflowHead.from_eager], ids=["to_eager", "from_eager"])
-def test_a_computed_parameter_cannot_be_shared(swap):
-    head = torch.nn.utils.parametrizations.weight_norm(FusedInterflowHead((4,), 5), "weight")
-    with pytest.raises(
-        ValueError, match=r"weight must be a parameter of the head to be shared, got one that is parametrized .*remove_parametrizations\(head, 'weight'\) first"
-    ):
-        swap(head)
-    torch.nn.utils.parametrize.remove_parametrizations(head, "weight")
-    assert swap(head).weight is head.weight
-
-
 USE = """
 import warnings, torch
 with warnings.catch_warnings(record=True) as caught:

@@ -44,7 +44,8 @@ class Case:
         between events, on a CPU calls over rotating inputs that no cache holds ("cold") or over one set ("warm").
     about: what the report sorts by: pass, dtype, layout, batch, pixels, classes, inputs, sweep.
     sets: input sets that take turns. bytes: what the work cannot do without. repeats: calls inside one `call`.
-    expected: the results that the gate demands of ours and the peers. goals: of the design, for the provider they name.
+    expected: the results that the gate demands of ours and the peers, within `tolerance` of their largest value, or by_norm of their norm.
+    goals: of the design, for the provider they name.
     """
 
     operator: str
@@ -58,6 +59,7 @@ class Case:
     repeats: int = 1
     expected: Callable[[], Sequence[Tensor]] | None = None
     tolerance: float = 1e-5
+    by_norm: bool = False
     goals: dict[str, list[Goal]] = field(default_factory=dict)
     memory: bool = False
     missing: dict[str, str] = field(default_factory=dict)  # provider -> why it cannot run here

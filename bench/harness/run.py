@@ -105,7 +105,7 @@ def check(case: Case) -> None:
         if provider.kind in ("ours", "twin", "peer"):
             with provider.around():
                 results = provider.call(0) if provider.result is None else provider.result()
-            refuse_wrong(f"{case.name}: {name}", tensors(results), expected, case.tolerance)
+            refuse_wrong(f"{case.name}: {name}", tensors(results), expected, case.tolerance, case.by_norm)
 
 
 def counted(case: Case, device: torch.device) -> tuple[dict[str, int], dict[str, int]]:

@@ -50,8 +50,8 @@ Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t 
   plan.width = plan.units = 0;
   for (int i = 0; i < plan.count; ++i) {
     Stage s = stage_of(features[i], i, bins_h, bins_w);
-    STD_TORCH_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
-    STD_TORCH_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
+    INTERFLOW_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
+    INTERFLOW_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
     s.column = plan.width;
     add_width(s, plan.width);
     StagePlan& stage = plan.stages[i] = plan_stage(s, element_size(s.dtype));
@@ -83,18 +83,19 @@ template <class Acc>
 std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
                                        const OptionalTensor& attention_bias, Attention mode, int64_t bins_h, int64_t bins_w, bool need_branches, ScalarType out_type) {
   // Check
+  DType out_dtype = dtype_of(out_type, kHead, "dtype");
   PoolPlan plan;
   Sizes sizes = plan_pooling(plan, features, bins_h, bins_w);
   int64_t n = plan.count, batch = plan.batch;
   check_parameters(weight, bias, n, plan.width);
   constexpr bool wide = sizeof(Acc) == 8;
   for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK((plan.stages[i].map.dtype == DType::F64) == wide, kHead, ": features[", i, "] and weight must both be fp64 or neither, got ",
+    INTERFLOW_CHECK((plan.stages[i].map.dtype == DType::F64) == wide, kHead, ": features[", i, "] and weight must both be fp64 or neither, got ",
                     torch::headeronly::toString(features[i].scalar_type()), " and ", torch::headeronly::toString(weight.scalar_type()));
   int64_t classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
-  Values<Acc> biases(bias);
-  Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+  Values<Acc> biases(bias, "bias");
+  Tensor rows = contiguous(weight, kHead, "weight");
 
   // Allocate
   constexpr ScalarType acc_type = wide ? ScalarType::Double : ScalarType::Float;
@@ -119,11 +120,11 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
   P.batch = batch, P.width = plan.width, P.classes = classes, P.count = int(n), P.columns = columns;
   P.pooled = static_cast<const Acc*>(pooled.const_data_ptr());
   P.weight = rows.const_data_ptr(), P.weight_dtype = dtype_of(weight, kHead, "weight");
-  P.bias = biases.data(), P.a = attention.a, P.c = attention.c, P.c_klass = attention.c_klass;
+  P.bias = biases.data(), P.a = attention.a, P.mixing = attention.mixing(), P.c = attention.c, P.c_klass = attention.c_klass;
   if (attention.gated()) P.gate_matrix = attention.weight.data(), P.gate_offset = attention.bias.data(), P.c = nullptr;
   P.scores = scores.get();
   P.branches = need_branches ? branches.mutable_data_ptr() : nullptr;
-  P.y = y.mutable_data_ptr(), P.out_dtype = dtype_of(y, kHead, "dtype");
+  P.y = y.mutable_data_ptr(), P.out_dtype = out_dtype;
   run_product(P);
   return {y, branches, pooled};
 }
@@ -133,11 +134,13 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
                                                   const std::vector<int64_t>& pool_size, bool need_branches, std::optional<ScalarType> dtype) {
   check_call(features, pool_size);
   auto call = dtype_of(weight, kHead, "weight") == DType::F64 ? run<double> : run<float>;
-  return call(features, weight, bias, attention_weight, attention_bias, attention_of(attention), pool_size[0], pool_size[1], need_branches,
-              dtype.value_or(weight.scalar_type()));
+  return within_memory(kHead, [&] {
+    return call(features, weight, bias, attention_weight, attention_bias, attention_of(attention), pool_size[0], pool_size[1], need_branches,
+                dtype.value_or(weight.scalar_type()));
+  });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head)); }

@@ -4,7 +4,11 @@
 //   dp_i[b,:] = sum_k dscores[b,i,k] W_i[k,:]        dW_i[k,:] = sum_b dscores[b,i,k] p_i[b,:]        db[i,k] = sum_b dscores[b,i,k]
 //   dA[i,k]   = sum_b dy[b,k] Z[b,i,k]               from which the attention's parameters take their sums.
 // Without dZ a linear mode needs no Z for dA: with G = dy^T p, dW_i = A_i G_i and dA[i,k] = W_i[k,:] . G_i[k,:] + b_i[k] sum_b dy[b,k],
-// so Z is neither saved nor recomputed. Every sum has one fixed order.
+// so Z is neither saved nor recomputed. Every sum has one fixed order and two storeys.
+//
+// A gradient is finite where that of the definition is, and only there. A factor taken out of a sum could hide or add an infinity, so with
+// an infinite or NaN A the gradients come from dscores and Z, and so does dA where the products give anything that is not finite.
+#include "column_sums.h"
 #include "interflow_head_host.h"
 
 namespace interflow {
@@ -30,14 +34,16 @@ struct Backward {
   Buffer<Acc> own_dscores;
   const Acc* dscores = nullptr;           // [B, n, K]
   Buffer<Acc> gate_dmatrix, gate_doffset; // [B, n, n], [B, n]: one for each image
+  bool from_products = false;             // G = dy^T p gives dW and dA
 
   void recompute_scores();
   void compute_dscores();
   void pooled_gradient(Acc* dpooled, const std::vector<int64_t>& stages) const;
-  void weight_gradient(void* dweight, Acc* da) const;
+  void weight_gradient(void* dweight, double* da) const;
   void bias_gradient(Acc* dbias) const;
-  void add_da_from_scores(Acc* da) const;
-  void attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const;
+  ColumnSums<Acc> dy_sum() const;
+  void da_from_scores(double* da) const;
+  void attention_gradient(Acc* dweight, Acc* dbias, const double* da) const;
 };
 
 template <class Acc>
@@ -79,6 +85,13 @@ void Backward<Acc>::compute_dscores() {
         for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage] * in[k];
       else
         for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage + k] * in[k];
+      if (const Acc* m = attention.mixing()) {  // the sum of M's column overflowed, or holds an infinity
+        for (int64_t k = 0; k < classes; ++k) {
+          if (out[k] - out[k] == 0) continue;
+          out[k] = 0;
+          for (int64_t j = 0; j < n; ++j) out[k] += m[j * n + i] * in[k];
+        }
+      }
       if (dbranches)
         for (int64_t k = 0; k < classes; ++k) out[k] += dbranches[(b * n + i) * classes + k];
     }
@@ -107,10 +120,10 @@ void Backward<Acc>::pooled_gradient(Acc* dpooled, const std::vector<int64_t>& st
 }
 
 template <class Acc>
-void Backward<Acc>::weight_gradient(void* dweight, Acc* da) const {
+void Backward<Acc>::weight_gradient(void* dweight, double* da) const {
   constexpr int64_t rows = 16;
   WeightGradientParams<Acc> P{batch, width, classes, int(n), columns, dscores, n * classes, classes, pooled, weight, weight_dtype, {nullptr, 0, 0}, dweight, da};
-  if (dy && !dbranches && !attention.gated()) P.u = dy, P.u_image = classes, P.u_stage = 0, P.scale = attention.a;
+  if (from_products) P.u = dy, P.u_image = classes, P.u_stage = 0, P.scale = attention.a;
   const auto& kernels = head_kernels().typed<Acc>();
   parallel_tickets((classes + rows - 1) / rows, batch * width * classes > kSerialProducts, 1,
                    [&](int64_t ticket) { kernels.weight_gradient(P, ticket * rows, std::min((ticket + 1) * rows, classes)); });
@@ -118,49 +131,54 @@ void Backward<Acc>::weight_gradient(void* dweight, Acc* da) const {
 
 template <class Acc>
 void Backward<Acc>::bias_gradient(Acc* dbias) const {
-  std::copy(dscores, dscores + (batch ? n * classes : 0), dbias);
-  if (!batch) std::fill(dbias, dbias + n * classes, Acc(0));
-  for (int64_t b = 1; b < batch; ++b)
-    for (int64_t j = 0; j < n * classes; ++j) dbias[j] += dscores[b * n * classes + j];
+  ColumnSums<Acc> sums(n * classes);
+  for (int64_t b = 0; b < batch; ++b) sums.add(dscores + b * n * classes);
+  sums.write(dbias);
+}
+
+// sum_b dy[b,k]: [K]
+template <class Acc>
+ColumnSums<Acc> Backward<Acc>::dy_sum() const {
+  ColumnSums<Acc> sums(classes);
+  for (int64_t b = 0; b < batch; ++b) sums.add(dy + b * classes);
+  return sums;
 }
 
 // dA[i,k] = sum_b dy[b,k] Z[b,i,k]
 template <class Acc>
-void Backward<Acc>::add_da_from_scores(Acc* da) const {
-  std::fill(da, da + n * classes, Acc(0));
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < classes; ++k) da[i * classes + k] += dy[b * classes + k] * scores[size_t((b * n + i) * classes + k)];
+void Backward<Acc>::da_from_scores(double* da) const {
+  ColumnSums<Acc> sums(n * classes);
+  for (int64_t b = 0; b < batch; ++b) sums.add_product(scores.get() + b * n * classes, dy + b * classes, classes);
+  sums.write(da);
 }
 
 // dA [n, K] and dy [B, K] -> gradients in the shapes of the parameters, those that there are.
 template <class Acc>
-void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const Acc* da) const {
+void Backward<Acc>::attention_gradient(Acc* dweight, Acc* dbias, const double* da) const {
   if (attention.gated()) {
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t j = 0; j < n * n; ++j) dweight[j] = (b ? dweight[j] : Acc(0)) + gate_dmatrix[size_t(b * n * n + j)];
-      for (int64_t j = 0; j < n; ++j) dbias[j] = (b ? dbias[j] : Acc(0)) + gate_doffset[size_t(b * n + j)];
-    }
+    ColumnSums<Acc> matrix(n * n), offset(n);
+    for (int64_t b = 0; b < batch; ++b) matrix.add(gate_dmatrix.get() + b * n * n), offset.add(gate_doffset.get() + b * n);
+    if (dweight) matrix.write(dweight);
+    if (dbias) offset.write(dbias);
     return;
   }
   for (int64_t i = 0; dweight && i < n; ++i) {
     if (attention.mode == Attention::Classwise) {
-      std::copy(da + i * classes, da + (i + 1) * classes, dweight + i * classes);
+      std::transform(da + i * classes, da + (i + 1) * classes, dweight + i * classes, [](double x) { return Acc(x); });
       continue;
     }
-    Acc sum = 0;
-    for (int64_t k = 0; k < classes; ++k) sum += da[i * classes + k];
+    Acc sum = Acc(sum_of<Acc>(da + i * classes, classes));
     if (attention.mode == Attention::NByN)
       for (int64_t j = 0; j < n; ++j) dweight[j * n + i] = sum;  // all n outputs are summed: the rows of M have one gradient
     else
       dweight[i] = sum;
   }
   if (!dbias) return;
-  int64_t each = attention.mode == Attention::Classwise || attention.mode == Attention::Folded ? classes : 1;
-  std::fill(dbias, dbias + each, Acc(0));
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t k = 0; k < classes; ++k) dbias[each == 1 ? 0 : k] += dy[b * classes + k];
-  if (attention.mode == Attention::NByN) std::fill(dbias + 1, dbias + n, dbias[0]);
+  ColumnSums<Acc> sums = dy_sum();
+  if (attention.mode == Attention::Classwise || attention.mode == Attention::Folded)
+    sums.write(dbias);
+  else
+    std::fill(dbias, dbias + (attention.mode == Attention::NByN ? n : 1), Acc(sums.total()));
 }
 
 // --- the operator ----------------------------------------------------------------------------------------------------
@@ -175,16 +193,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   std::vector<int64_t> begin = check_backward(kBackward, dy, dbranches, pooled, weight, bias, widths, feature_stages, acc_type);
   int64_t width = begin.back(), batch = pooled.size(0), classes = weight.size(0);
   AttentionValues<Acc> attention(mode, attention_weight, attention_bias, n, classes);
-  Values<Acc> biases(bias), dy_values(dy), dbranches_values(dbranches);
-  Tensor rows = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
-  Tensor columns = pooled.is_contiguous() ? pooled : torch::stable::contiguous(pooled);
+  Values<Acc> biases(bias, "bias"), dy_values(dy, "dy"), dbranches_values(dbranches, "dbranches");
+  Tensor rows = contiguous(weight, kBackward, "weight");
+  Tensor columns = contiguous(pooled, kBackward, "pooled");
 
   // Allocate
   auto output = [&](bool needed, const Tensor& like, ScalarType type) {
-    if (!needed) return new_tensor(weight, {0}, type);
-    std::vector<int64_t> shape;
-    for (int64_t i = 0; i < like.dim(); ++i) shape.push_back(like.size(i));
-    return new_tensor(weight, shape, type);
+    return new_tensor(weight, needed ? shape_of(like) : std::vector<int64_t>{0}, type);
   };
   Tensor dpooled = output(!feature_stages.empty(), pooled, acc_type);
   Tensor dweight = output(need_weight, weight, weight.scalar_type());
@@ -211,25 +226,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
 
   // The gradient of Z
   bool with_da = with_attention_weight && dy && !attention.gated();
-  if (dy && (attention.gated() || (with_da && dbranches))) back.recompute_scores();
+  back.from_products = dy && !dbranches && !attention.gated() && attention.is_finite();
+  if (attention.gated() ? dy.has_value() : with_da && !back.from_products) back.recompute_scores();
   back.compute_dscores();
 
   // Each gradient from it
   if (!feature_stages.empty()) back.pooled_gradient(data(dpooled), feature_stages);
   if (need_bias && bias) back.bias_gradient(data(dbias));
-  Buffer<Acc> da;
-  bool da_from_products = with_da && !dbranches;
-  if (with_da) da.reset(new Acc[size_t(n * classes)]);
+  Buffer<double> da(with_da ? new double[size_t(n * classes)] : nullptr);
+  bool da_from_products = with_da && back.from_products;
   if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
   if (da_from_products && bias) {
-    for (int64_t k = 0; k < classes; ++k) {
-      Acc sum = 0;
-      for (int64_t b = 0; b < batch; ++b) sum += back.dy[b * classes + k];
-      for (int64_t i = 0; i < n; ++i) da[size_t(i * classes + k)] += back.bias[i * classes + k] * sum;
-    }
-  } else if (da && dbranches) {
-    back.add_da_from_scores(da.get());
+    ColumnSums<Acc> sums = back.dy_sum();
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < classes; ++k) da[size_t(i * classes + k)] += double(back.bias[i * classes + k]) * sums.sum(k);
   }
+  if (da_from_products && !std::all_of(da.get(), da.get() + n * classes, [](double x) { return x - x == 0; })) {
+    back.recompute_scores();
+    da_from_products = false;
+  }
+  if (with_da && !da_from_products) back.da_from_scores(da.get());
   if (dy && need_attention) {
     back.attention_gradient(with_attention_weight ? data(dattention_weight) : nullptr, with_attention_bias ? data(dattention_bias) : nullptr, da.get());
   } else {
@@ -245,10 +261,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
                                                                            const std::vector<int64_t>& widths, const std::vector<int64_t>& feature_stages,
                                                                            bool need_weight, bool need_bias, bool need_attention) {
   auto call = dtype_of(weight, kBackward, "weight") == DType::F64 ? run<double> : run<float>;
-  return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
+  return within_memory(kBackward, [&] {
+    return call(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, attention_of(attention), widths, feature_stages, need_weight, need_bias, need_attention);
+  });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }

@@ -82,10 +82,17 @@ void gate_backward(const GateBackwardParams<Acc>& P, int64_t b) {
   int64_t base = b * n * P.classes;
   Vec<Acc> z[kMaxStages], gate[kMaxStages], ds[kMaxStages];
   Vec<Acc> dmatrix[kMaxStages * kMaxStages], doffset[kMaxStages];
-  for (int i = 0; i < n * n; ++i) dmatrix[i] = Vec<Acc>{};
-  for (int i = 0; i < n; ++i) doffset[i] = Vec<Acc>{};
+  LongVector<Acc> all_dmatrix[kMaxStages * kMaxStages], all_doffset[kMaxStages];  // of runs before
+  auto carry = [&](Vec<Acc>* few, LongVector<Acc>* all, int count) {
+    for (int i = 0; i < count; ++i) all[i].add(few[i]), few[i] = Vec<Acc>{};
+  };
+  std::fill(dmatrix, dmatrix + n * n, Vec<Acc>{});
+  std::fill(doffset, doffset + n, Vec<Acc>{});
+  std::fill(all_dmatrix, all_dmatrix + n * n, LongVector<Acc>{});
+  std::fill(all_doffset, all_doffset + n, LongVector<Acc>{});
 
   for (int64_t k = 0; k < P.classes; k += L) {
+    if (k > 0 && k % (kRun<Acc> * L) == 0) carry(dmatrix, all_dmatrix, n * n), carry(doffset, all_doffset, n);
     int64_t lanes = std::min(L, P.classes - k);
     for (int i = 0; i < n; ++i) z[i] = load_some(P.scores + base + i * P.classes + k, lanes);
     Vec<Acc> y = gates(z, gate, n, P.matrix, P.offset);
@@ -103,8 +110,9 @@ void gate_backward(const GateBackwardParams<Acc>& P, int64_t b) {
       store_some(P.dscores + place, dz, lanes);
     }
   }
-  for (int i = 0; i < n * n; ++i) P.dmatrix[b * n * n + i] = reduce(dmatrix[i]);
-  for (int i = 0; i < n; ++i) P.doffset[b * n + i] = reduce(doffset[i]);
+  carry(dmatrix, all_dmatrix, n * n), carry(doffset, all_doffset, n);
+  for (int i = 0; i < n * n; ++i) P.dmatrix[b * n * n + i] = Acc(all_dmatrix[i].total());
+  for (int i = 0; i < n; ++i) P.doffset[b * n + i] = Acc(all_doffset[i].total());
 }
 
 }  // namespace interflow::INTERFLOW_ISA

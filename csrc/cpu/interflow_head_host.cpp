@@ -29,8 +29,8 @@ void gather(const Tensor& t, Acc* out) {
 }  // namespace
 
 template <class Acc>
-Values<Acc>::Values(const Tensor& t) {
-  DType dtype = dtype_of(t, kHead, "every parameter");
+Values<Acc>::Values(const Tensor& t, const char* name) {
+  DType dtype = dtype_of(t, kHead, name);
   if (dtype == (sizeof(Acc) == 8 ? DType::F64 : DType::F32) && t.is_contiguous()) {
     data_ = static_cast<const Acc*>(t.const_data_ptr());
     return;
@@ -51,12 +51,13 @@ template class Values<double>;
 template <class Acc>
 AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, const OptionalTensor& b, int64_t n, int64_t k) : mode(mode_) {
   check_attention(mode, w, b, n, k);
-  weight = Values<Acc>(w);
-  bias = Values<Acc>(b);
+  weight = Values<Acc>(w, "attention_weight");
+  bias = Values<Acc>(b, "attention_bias");
   if (mode == Attention::Gated) return;
   c = bias.data();
   if (mode == Attention::Hard || mode == Attention::OneByN) a = {weight.data(), 1, 0};
   if (mode == Attention::Classwise) a = {weight.data(), k, 1};
+  values_ = mode == Attention::Folded ? 0 : mode == Attention::Classwise ? n * k : n;
   if (mode == Attention::Classwise || mode == Attention::Folded) c_klass = 1;
   if (mode != Attention::NByN) return;
   // y sums the n outputs: only M's column sums and the sum of c count.
@@ -70,6 +71,10 @@ AttentionValues<Acc>::AttentionValues(Attention mode_, const OptionalTensor& w, 
     for (int64_t j = 0; j < n; ++j) sum_ += c[j];
     c = &sum_;
   }
+}
+template <class Acc>
+bool AttentionValues<Acc>::is_finite() const {
+  return std::all_of(a.a, a.a + values_, [](Acc x) { return x - x == 0; });
 }
 template struct AttentionValues<float>;
 template struct AttentionValues<double>;

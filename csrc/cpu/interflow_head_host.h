@@ -16,8 +16,8 @@ template <class Acc>
 class Values {
  public:
   Values() = default;
-  explicit Values(const Tensor& t);
-  explicit Values(const OptionalTensor& t) : Values(t ? Values(*t) : Values()) {}
+  Values(const Tensor& t, const char* name);
+  Values(const OptionalTensor& t, const char* name) : Values(t ? Values(*t, name) : Values()) {}
   const Acc* data() const { return data_; }
 
  private:
@@ -36,9 +36,12 @@ struct AttentionValues {
   const Acc* c = nullptr;             // [K] or [1] by c_klass
   int64_t c_klass = 0;
   bool gated() const { return mode == Attention::Gated; }
+  const Acc* mixing() const { return mode == Attention::NByN ? weight.data() : nullptr; }  // M, of which a is the sum of columns
+  bool is_finite() const;                                                                // all of a is
   AttentionValues(const AttentionValues&) = delete;  // a and c point into it
 
  private:
+  int64_t values_ = 0;   // of a
   Acc row_[kMaxStages];  // nxn: column sums of M
   Acc sum_;              // nxn: sum of c
 };

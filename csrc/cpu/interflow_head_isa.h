@@ -4,6 +4,8 @@
 
 #include "isa_begin.h"
 
+#include "long_sum.h"
+
 #include "interflow_head_pool.h"
 
 #include "interflow_head_gate.h"

@@ -43,6 +43,7 @@ struct ProductParams {
   DType weight_dtype;
   const Acc* bias;     // [n, K] or null
   Aggregation<Acc> a;  // linear modes
+  const Acc* mixing;   // nxn: M [n, n], of which a is the sum of columns; else null
   const Acc* c;        // [K] or, c_klass = 0, [1]; null: 0
   int64_t c_klass;
   const Acc* gate_matrix;  // [n, n] for Gated, else null
@@ -92,7 +93,7 @@ struct WeightGradientParams {
   DType weight_dtype;
   Aggregation<Acc> scale;  // null: 1
   void* dweight;           // [K, D] weight_dtype or null
-  Acc* da;                 // [n, K] or null
+  double* da;              // [n, K] or null
 };
 
 // --- the kernels of one instruction set ------------------------------------------------------------------------------

@@ -108,10 +108,10 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
   TapShape shape = check_tap(u, shift, kTapPlace);
   DType dtype = dtype_of(u, kTap, "u");
   TapPlan plan = plan_tap(shape, dtype, max_pool);
-  return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask);
+  return within_memory(kTap, [&] { return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask); });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap", TORCH_BOX(&interflow::stage_tap)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap", TORCH_BOX(&interflow::stage_tap)); }

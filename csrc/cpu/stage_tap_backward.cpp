@@ -1,6 +1,7 @@
 // stage_tap_backward on the CPU: check, sizes, allocate, params, launch (one parallel region), sum d(shift), return.
 #include <memory>
 
+#include "column_sums.h"
 #include "huge_pages.h"
 #include "stage_tap_host.h"
 
@@ -9,13 +10,12 @@ namespace {
 
 constexpr const char* kTapBackward = "stage_tap_backward";
 
-// dshift[c] = the sum of rows [rows, C], image by image, in one order.
+// dshift[c] = the sum of rows [number, C], in one order.
 template <class Acc>
-void sum_rows(const Acc* rows, int64_t images, int64_t parts, int64_t channels, Acc* out) {
-  std::unique_ptr<double[]> sums(new double[size_t(channels)]());
-  for (int64_t i = 0; i < images * parts; ++i)
-    for (int64_t c = 0; c < channels; ++c) sums[size_t(c)] += double(rows[i * channels + c]);
-  for (int64_t c = 0; c < channels; ++c) out[c] = Acc(sums[size_t(c)]);
+void sum_rows(const Acc* rows, int64_t number, int64_t channels, Acc* out) {
+  ColumnSums<Acc> sums(channels);
+  for (int64_t i = 0; i < number; ++i) sums.add(rows + i * channels);
+  sums.write(out);
 }
 
 template <class Acc>
@@ -41,13 +41,13 @@ std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& d
     P.dm = dm->const_data_ptr();
     P.dm_stride_b = dm->stride(0), P.dm_stride_c = dm->stride(1), P.dm_stride_h = dm->stride(2), P.dm_stride_w = dm->stride(3);
   }
-  Tensor dense = dp ? torch::stable::contiguous(*dp) : mask;
+  Tensor dense = dp ? contiguous(*dp, kTapBackward, "dp") : mask;
   P.dp = dp ? dense.const_data_ptr() : nullptr;
   P.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
   P.du = du.mutable_data_ptr();
   P.dshift = terms.get();
   run_tap(tap_kernels().backward, P);
-  if (need_shift) sum_rows(terms.get(), s.batch, rows, s.channels, static_cast<Acc*>(dshift.mutable_data_ptr()));
+  if (need_shift) sum_rows(terms.get(), s.batch * rows, s.channels, static_cast<Acc*>(dshift.mutable_data_ptr()));
   return {du, dshift};
 }
 
@@ -56,10 +56,12 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   TapShape shape = check_tap_backward(dm, dp, mask, like, max_pool, channels_last, kTapPlace);
   DType dtype = dtype_of(like, kTapBackward, "like");
   TapPlan plan = plan_tap(shape, dtype, max_pool);
-  return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
+  return within_memory(kTapBackward, [&] {
+    return dtype == DType::F64 ? run<double>(dm, dp, mask, like, plan, need_shift) : run<float>(dm, dp, mask, like, plan, need_shift);
+  });
 }
 
 }  // namespace
 }  // namespace interflow
 
-STABLE_TORCH_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }

@@ -4,6 +4,8 @@
 
 #include "isa_begin.h"
 
+#include "long_sum.h"
+
 #include "stage_tap_window.h"
 
 #include "stage_tap_planes.h"

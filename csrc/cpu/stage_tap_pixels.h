@@ -7,20 +7,11 @@ constexpr int64_t kTapSlab = 512;  // channels that a unit sums at a time: 6-8 K
 // Bytes that a window's reads are asked for ahead; measured in docs/decisions.md.
 constexpr int64_t kPixelsAhead = 256;
 
-// Sums of a slab's channels: of kTapRun windows or pixels in Acc, of all in double.
+// Sums of a slab's channels, over windows or pixels.
 template <class Acc>
-struct TapSums {
-  alignas(64) Acc few[kTapSlab];
-  alignas(64) double all[kTapSlab];
-  int64_t count;
-
-  explicit TapSums(int64_t channels) : count((channels + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>) {
-    std::fill(few, few + count, Acc(0));
-    std::fill(all, all + count, 0.0);
-  }
-  void carry() {
-    for (int64_t c = 0; c < count; ++c) all[c] += double(few[c]), few[c] = Acc(0);
-  }
+struct TapSums : LongColumns<Acc, kTapSlab> {
+  explicit TapSums(int64_t channels) : LongColumns<Acc, kTapSlab>(channels) { this->clear(); }
+  void next_run() { this->carry(), this->clear(); }
 };
 
 // --- forward: the channels of one window or pixel -------------------------------------------------------------------------
@@ -91,7 +82,7 @@ void tap_pixels(const TapParams& P, int64_t image, int64_t part) {
     const Acc* shift = static_cast<const Acc*>(P.shift) + c0;
     TapSums<Acc> sums(channels);
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun == 0) sums.carry();
+      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
       uint8_t* at_mask = kMask ? mask + i * bytes + (max_pool ? c0 : c0 / 8) : nullptr;
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
@@ -108,21 +99,12 @@ void tap_pixels(const TapParams& P, int64_t image, int64_t part) {
     }
     sums.carry();
     double count = P.plan.parts > 1 ? 1.0 : double(s.pixels());
-    for (int64_t c = 0; c < channels; ++c) out[c0 + c] = Acc(sums.all[c] / count);
+    for (int64_t c = 0; c < channels; ++c) out[c0 + c] = Acc(sums.total(c) / count);
   }
 
   // The last part of an image to finish adds them all, in order
-  if (P.plan.parts > 1 && P.arrivals[image].fetch_add(1, std::memory_order_acq_rel) + 1 == P.plan.parts) {
-    const Acc* partial = static_cast<const Acc*>(P.partial) + image * P.plan.parts * s.channels;
-    double sums[kTapSlab];
-    for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
-      int64_t channels = std::min(kTapSlab, s.channels - c0);
-      std::fill(sums, sums + channels, 0.0);
-      for (int64_t r = 0; r < P.plan.parts; ++r)
-        for (int64_t c = 0; c < channels; ++c) sums[c] += double(partial[r * s.channels + c0 + c]);
-      for (int64_t c = 0; c < channels; ++c) p[c0 + c] = Acc(sums[c] / double(s.pixels()));
-    }
-  }
+  if (P.plan.parts > 1 && P.arrivals[image].fetch_add(1, std::memory_order_acq_rel) + 1 == P.plan.parts)
+    mean_of_rows(static_cast<const Acc*>(P.partial) + image * P.plan.parts * s.channels, P.plan.parts, s.channels, s.pixels(), p);
 }
 
 // --- backward ---------------------------------------------------------------------------------------------------------------
@@ -177,11 +159,11 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
   for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
     int64_t channels = std::min(kTapSlab, s.channels - c0);
     TapSums<Acc> sums(channels);
-    std::fill(gp, gp + sums.count, Acc(0));
+    std::fill(gp, gp + sums.vectors * kLanes<Acc>, Acc(0));
     if (P.dp)
       for (int64_t c = 0; c < channels; ++c) gp[c] = static_cast<const Acc*>(P.dp)[image * s.channels + c0 + c] / Acc(s.pixels());
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun == 0) sums.carry();
+      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
       const uint8_t* at_mask = mask + i * bytes + (max_pool ? c0 : c0 / 8);
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
@@ -202,7 +184,7 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
     if (!P.dshift) continue;
     sums.carry();
     Acc* out = static_cast<Acc*>(P.dshift) + (image * P.plan.parts + part) * s.channels + c0;
-    for (int64_t c = 0; c < channels; ++c) out[c] = Acc(sums.all[c]);
+    for (int64_t c = 0; c < channels; ++c) out[c] = Acc(sums.total(c));
   }
 }
 

@@ -4,9 +4,9 @@ namespace interflow::INTERFLOW_ISA {
 
 // Elements of a row of windows, or of a run, that are summed in Acc and gathered at a time: even, whole bytes of the mask.
 template <class Acc>
-constexpr int64_t kRowPiece = kTapRun * 2 * kLanes<Acc>;
+constexpr int64_t kRowPiece = kTapRun<Acc> * 2 * kLanes<Acc>;
 template <class Acc>
-constexpr int64_t kRunPiece = kTapRun * kLanes<Acc>;
+constexpr int64_t kRunPiece = kTapRun<Acc> * kLanes<Acc>;
 
 // Vectors that n elements fill, `each` of them to a vector.
 INTERFLOW_INLINE int64_t vectors_of(int64_t n, int64_t each) { return (n + each - 1) / each; }
@@ -149,7 +149,7 @@ double tap_plane_mean(const Plane<T>& plane, Vec<Acc> shift, uint8_t* mask) {
     int64_t n = std::min(kRunPiece<Acc>, pixels - first);
     if (!one_run) plane.gather_run(gathered, first, n);
     const T* run = one_run ? plane.data + first : gathered;
-    sum.add(tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kRunPiece<Acc>, shift, mask + (kMask ? first / 8 : 0)), kTapRun);
+    sum.add(tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kRunPiece<Acc>, shift, mask + (kMask ? first / 8 : 0)), kTapRun<Acc>);
   }
   return sum.total();
 }
@@ -247,7 +247,7 @@ template <class Acc, class T>
 double tap_plane_mean_backward(T* du, int64_t pixels, const uint8_t* mask, Vec<Acc> gp) {
   TapSum<Acc> sum;
   for (int64_t first = 0; first < pixels; first += kRunPiece<Acc>)
-    sum.add(tap_run_backward<Acc, T>(du + first, std::min(kRunPiece<Acc>, pixels - first), mask + first / 8, gp), kTapRun);
+    sum.add(tap_run_backward<Acc, T>(du + first, std::min(kRunPiece<Acc>, pixels - first), mask + first / 8, gp), kTapRun<Acc>);
   return sum.total();
 }
 

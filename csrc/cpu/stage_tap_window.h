@@ -1,37 +1,29 @@
-// One 2x2 window, a vector of windows at a time: rectify, take the maximum, and the gradient back. And long sums.
+// One 2x2 window, a vector of windows at a time: rectify, take the maximum, and the gradient back. And the sum of a map.
 
 namespace interflow::INTERFLOW_ISA {
 
-// Vectors of Acc that are summed in Acc. Longer sums are kept in double: where a map or a gradient is constant, Acc alone
-// rounds every addition the same way.
-constexpr int64_t kTapRun = 16;
+// Vectors, or windows or pixels of a channel, that are summed in Acc.
+template <class Acc>
+constexpr int64_t kTapRun = kRun<Acc>;
 
 template <class Acc>
 struct TapSum {
   Vec<Acc> few{};
-  Vec<double> low{}, high{};
+  LongVector<Acc> all{};
   int64_t count = 0;
 
-  // v: the sum of so many vectors, at most kTapRun.
+  // v: the sum of so many vectors, at most kTapRun<Acc>.
   INTERFLOW_INLINE void add(Vec<Acc> v, int64_t vectors) {
     few += v;
-    if ((count += vectors) >= kTapRun) carry();
+    if ((count += vectors) >= kTapRun<Acc>) carry();
   }
   INTERFLOW_INLINE void carry() {
-    if constexpr (sizeof(Acc) == 4) {
-      typedef float F32x4 __attribute__((vector_size(16)));
-      F32x4 half[2];
-      __builtin_memcpy(half, &few, sizeof half);
-      low += __builtin_convertvector(half[0], Vec<double>);
-      high += __builtin_convertvector(half[1], Vec<double>);
-    } else {
-      low += few;
-    }
+    all.add(few);
     few = Vec<Acc>{}, count = 0;
   }
   INTERFLOW_INLINE double total() {
     carry();
-    return reduce(low + high);
+    return all.total();
   }
 };
 

@@ -104,5 +104,24 @@ void check_launch(cudaError_t error, const char* op, const char* kernel) {
   if (error != cudaSuccess) STD_TORCH_CHECK(false, op, ": launching ", kernel, " failed: ", told(error));
 }
 
+// --- one copy in a process ---------------------------------------------------------------------------------------------------
+namespace {
+Refusal& refusal() {
+  static Refusal refusal;
+  return refusal;
+}
+}  // namespace
+
+bool registers() {
+  static const bool first = refusal().first("interflow_kernels_cuda_version", &kSlabWords, [] { return true; });
+  return first;
+}
+
 }  // namespace interflow
+
+extern "C" {
+// As csrc/library.cpp exports them for the schemas and the CPU kernels.
+__attribute__((visibility("default"))) const char* interflow_kernels_cuda_version() { return INTERFLOW_VERSION; }
+__attribute__((visibility("default"))) const char* interflow_kernels_cuda_refusal() { return interflow::refusal().text(); }
+}
 #endif

@@ -7,7 +7,12 @@
 #define INTERFLOW_LIBRARY interflow_kernels
 #define INTERFLOW_KEY CUDA
 #endif
+#if INTERFLOW_EMULATION
 #define INTERFLOW_REGISTER_IN(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
+#else
+#include "../registration.h"
+#define INTERFLOW_REGISTER_IN(library, key, m) INTERFLOW_LIBRARY_IMPL(library, key, m)
+#endif
 #define INTERFLOW_REGISTER(m) INTERFLOW_REGISTER_IN(INTERFLOW_LIBRARY, INTERFLOW_KEY, m)
 
 #if INTERFLOW_EMULATION

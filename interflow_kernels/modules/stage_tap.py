@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
+from .. import _fx, _options, _tracing
 from ..functional import stage_tap
 from .plain import is_plain, plain_tensor
 
@@ -22,11 +24,15 @@ class StageTap(nn.Module):
 
     def __init__(self, max_pool: bool = True) -> None:
         super().__init__()
-        self.max_pool = bool(max_pool)
+        self.max_pool = _options.flag(max_pool, "max_pool")
 
     def forward(self, u: Tensor, shift: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """u, and a shift that u still lacks or None -> m or None, p."""
+        if isinstance(u, Proxy):
+            return _fx.leaf(self, u, shift)
         return stage_tap(u, shift, max_pool=self.max_pool)
+
+    __prepare_scriptable__ = _tracing.no_script
 
     def extra_repr(self) -> str:
         return f"max_pool={self.max_pool}"

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .errors import UserError, require_torchvision
 from .images import Preprocessing, random_affine
+from .loading import ResumableLoader
 
 DIGITS_SPLIT = (1077, 360, 360)
 """Images for training, validation and test; 1,797 in all."""
@@ -79,7 +80,7 @@ class Digits(LightningDataModule):
 
     def _loader(self, part: int) -> DataLoader[Any]:
         training = part == 0
-        return DataLoader(self.parts[part], self.batch_size, shuffle=training, drop_last=training and len(self.parts[part]) > self.batch_size)
+        return ResumableLoader(self.parts[part], self.batch_size, shuffle=training, drop_last=training and len(self.parts[part]) > self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(0)
@@ -170,14 +171,13 @@ class ImageFolder(LightningDataModule):
 
     def _loader(self, part: int) -> DataLoader[Any]:
         training = part == 0
-        return DataLoader(
+        return ResumableLoader(
             self.parts[part],
             self.batch_size,
             shuffle=training,
             drop_last=training and len(self.parts[part]) > self.batch_size,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

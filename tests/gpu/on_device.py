@@ -1,13 +1,24 @@
-"""Cases on a device, beside fp64 and beside PyTorch's own operators there."""
+"""Cases on a device, beside fp64 and beside PyTorch's own operators on the CPU."""
 
 import copy
 
 import torch
-import torch.nn.functional as F
 
 from interflow_kernels import FusedInterflowHead, stage_tap
 from interflow_kernels.reference import pooled_stage
-from interflow_kernels.testing import HeadCase, TapCase, assert_close, assert_same_bits, gradients, head_inputs, in_layout, magnitudes, tap_inputs
+from interflow_kernels.testing import (
+    HeadCase,
+    TapCase,
+    assert_close,
+    assert_same_bits,
+    composed_tap,
+    composed_tap_gradient,
+    gradients,
+    head_inputs,
+    in_layout,
+    magnitudes,
+    tap_inputs,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 raw_head = torch.ops.interflow_kernels.interflow_head.default
@@ -78,14 +89,6 @@ def tap_on(case: TapCase, device, seed=0):
     return in_layout(u.to(device), case.layout), None if shift is None else shift.to(device)
 
 
-def composed(u, shift, max_pool=True):
-    """PyTorch's own operators on the same device, each step in u's dtype -> v, m or None."""
-    v = F.relu(u if shift is None else u + shift.to(u.dtype)[:, None, None])
-    if max_pool and min(u.shape[2:]) > 1:
-        return v, F.max_pool2d(v, 2, 2)
-    return v, v[:, :, : u.shape[2] // 2, : u.shape[3] // 2] if max_pool else None
-
-
 def tap_upstream(u, max_pool):
     """dm, dp."""
     batch, channels, height, width = u.shape
@@ -105,21 +108,20 @@ def tap_bits(u, shift, max_pool, dm, dp):
 
 
 def check_tap(u, shift, max_pool) -> None:
-    """m and du to the bit beside PyTorch's composition there; p and dshift beside fp64."""
-    dm, dp = tap_upstream(u, max_pool)
+    """m and du to the bit beside PyTorch's composition on the CPU; p and dshift beside fp64."""
+    there, dm, dp = (u, shift), *tap_upstream(u, max_pool)
+    u, shift = u.cpu(), None if shift is None else shift.cpu()
+    v, m = composed_tap(u, shift, max_pool)
+    mean = v.double().mean((2, 3))
     uses = [(None, dp), *([(dm, None)] if max_pool else [])]
     if u.dtype == torch.float32 and max_pool:  # below, PyTorch rounds the two gradients before it adds them
         uses.append((dm, dp))
     for use in uses:
-        got = tap_bits(u, shift, max_pool, *use)
-        leaf = u.detach().requires_grad_()
-        v, m = composed(leaf, shift, max_pool)
-        pairs = [(out, g) for out, g in zip((m, v.mean((2, 3), dtype=torch.float32)), use, strict=True) if g is not None]
-        du = torch.autograd.grad([o for o, _ in pairs], leaf, [g for _, g in pairs])[0]
-        if max_pool:
+        got = {name: t.cpu() for name, t in tap_bits(*there, max_pool, *use).items()}
+        use = [None if g is None else g.cpu() for g in use]
+        if m is not None:
             assert_same_bits("m", got["m"], m)
-        assert_same_bits("du", got["du"], du)
-        mean = v.detach().double().mean((2, 3))
+        assert_same_bits("du", got["du"], composed_tap_gradient(u, shift, max_pool, *use))
         assert_close("p", got["p"], mean, magnitude=mean)
         if shift is not None:
             exact = exact_gradient(u, shift, max_pool, *use)
@@ -128,8 +130,6 @@ def check_tap(u, shift, max_pool) -> None:
 
 
 def exact_gradient(u, shift, max_pool, dm, dp):
-    """du in fp64, from u + shift as u's dtype rounds it."""
-    leaf = (u + shift.to(u.dtype)[:, None, None]).double().detach().requires_grad_()
-    v, m = composed(leaf, None, max_pool)
-    pairs = [(out, g.double()) for out, g in ((m, dm), (v.mean((2, 3)), dp)) if g is not None]
-    return torch.autograd.grad([o for o, _ in pairs], leaf, [g for _, g in pairs])[0]
+    """du in fp64, from u + shift as u's dtype rounds it; all on the CPU."""
+    rounded = (u + shift.to(u.dtype)[:, None, None]).double()
+    return composed_tap_gradient(rounded, None, max_pool, *(None if g is None else g.double() for g in (dm, dp)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 RUN = """
 import sys
@@ -36,17 +36,46 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or next((str(p) for p in [Path("/usr/local/cuda/bin/compute-sanitizer")] if p.exists()), None)
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def command(program: str, tool: str, options: str) -> list[str]:
+    """The tool over RUN. options: what `compute-sanitizer --help` says.
+
+    memcheck, racecheck and synccheck judge our kernels alone. initcheck must see every kernel: of those that it is told to leave out it does not
+    see the writes either, and takes what they wrote for uninitialised. Failed calls of CUDA are PyTorch's business: it asks, and reads the answer.
+    """
+    ours = ["--kernel-regex", "kns=interflow"] if tool != "initcheck" and "--kernel-regex" in options else []
+    quiet = ["--report-api-errors", "no"] if "--report-api-errors" in options else []
+    here = Path(__file__).parent
+    return [program, "--tool", tool, "--error-exitcode", "99", *quiet, *ours, sys.executable, "-c", RUN, str(here)]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
 def test_sanitizer(tool):
     program = sanitizer()
     if program is None:
         pytest.skip("no compute-sanitizer, neither in PATH nor in /usr/local/cuda/bin")
     options = subprocess.run([program, "--help"], capture_output=True, text=True).stdout
-    ours = ["--kernel-regex", "kns=interflow"] if "--kernel-regex" in options else []  # PyTorch's own kernels are not ours to judge
-    here = str(Path(__file__).parent)
-    command = [program, "--tool", tool, "--error-exitcode", "99", *ours, sys.executable, "-c", RUN, here]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, whose end the tool knows
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command(program, tool, options), capture_output=True, text=True, env=environment)
     if "Device not supported" in done.stdout + done.stderr:
         pytest.skip("compute-sanitizer does not support this machine's device")
     assert done.returncode == 0 and "ran" in done.stdout, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_the_tool_is_told(tool):
+    told = command("compute-sanitizer", tool, "--tool --kernel-regex --report-api-errors")
+    assert told[told.index("--report-api-errors") + 1] == "no"
+    assert ("kns=interflow" in told) == (tool != "initcheck")  # it would take what other kernels wrote for uninitialised
+    assert not {"--kernel-regex", "--report-api-errors"} & set(command("compute-sanitizer", tool, "--tool"))  # an older one knows neither
+
+
+def test_the_program_runs_where_the_kernels_do():
+    """On the CPU: no typing error waits for the tool."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.replace('"cuda"', '"cpu"').replace("torch.cuda.synchronize()", ""), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout == "ran\n", done.stderr[-3000:]

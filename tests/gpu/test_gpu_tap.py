@@ -1,4 +1,4 @@
-"""The stage tap on a GPU: to the bit what PyTorch's own operators give there; the same bits for every run, batch and number of blocks."""
+"""The stage tap on a GPU: to the bit what PyTorch's own operators give on a CPU; the same bits for every run, batch and number of blocks."""
 
 import random
 from itertools import product
@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from on_device import DTYPES, assert_equal_bits, check_tap, composed, misaligned, raw_tap, tap_bits, tap_on, tap_upstream
+from on_device import DTYPES, assert_equal_bits, check_tap, misaligned, raw_tap, tap_bits, tap_on, tap_upstream
 
 from interflow_kernels import StageTap, backend, stage_tap
-from interflow_kernels.testing import LAYOUTS, TapCase, assert_same_bits, in_layout
+from interflow_kernels.testing import LAYOUTS, TapCase, assert_same_bits, composed_tap, in_layout
 
 FORMS = pytest.mark.parametrize("max_pool", [True, False], ids=["pooled", "mean"])
 
@@ -132,7 +132,7 @@ def test_fp64_takes_pytorchs_operators():
     with backend("auto"):
         m, p = stage_tap(u, shift)
     assert p.dtype == torch.float64
-    assert torch.equal(m, composed(u, shift.double())[1])
+    assert torch.equal(m.cpu(), composed_tap(u.cpu(), shift.cpu())[1])
     with pytest.raises(RuntimeError, match="fp64"):
         raw_tap(u, shift, True, True)
 
@@ -159,8 +159,18 @@ def test_one_launch_each_way():
     assert len(ours) == 2, ours
 
 
-def test_max_pool_of_pytorch_is_what_this_file_takes_it_for(device):
-    """The composition that everything here is compared with gives NaN, ties and zeros their usual places on this device."""
-    u = torch.tensor([[1.0, 1.0], [float("nan"), 0.0]], device=device).reshape(1, 1, 2, 2)
+def test_max_pool_of_pytorch_is_what_this_file_takes_it_for():
+    """The composition that everything here is compared with gives NaN, ties and zeros their usual places."""
+    u = torch.tensor([[1.0, 1.0], [float("nan"), 0.0]]).reshape(1, 1, 2, 2)
     assert F.max_pool2d(u, 2, 2).isnan().all()
     assert F.max_pool2d(u.nan_to_num(), 2, 2, return_indices=True)[1].item() == 0
+    zero = F.relu(torch.tensor([-0.0]))
+    assert zero.item() == 0 and torch.signbit(zero).all()  # torch 2.11 gives +0 on CUDA
+
+
+def test_no_expectation_is_composed_on_another_device():
+    """There PyTorch's own operators may have other bits than the tap, which is right."""
+    with pytest.raises(ValueError, match="u must be on the CPU, .* got meta; call .cpu"):
+        composed_tap(torch.empty(1, 2, 4, 4, device="meta"), None)
+    with pytest.raises(ValueError, match="shift must be on the CPU"):
+        composed_tap(torch.ones(1, 2, 4, 4), torch.ones(2, device="meta"))

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from example_count import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from interflow_kernels.triton._products import MULTIPLY_ADDS
 raw_head = torch.ops.interflow_kernels.interflow_head
 raw_backward = torch.ops.interflow_kernels.interflow_head_backward
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # hypothesis mixes badly with the fixture of this name
-EXAMPLES = 200 if DEVICE == "cuda" else 6
+EXAMPLES = examples(200 if DEVICE == "cuda" else 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")  # inf - inf
 

@@ -6,16 +6,26 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from example_count import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interflow_kernels import reference, stage_tap
-from interflow_kernels.testing import LAYOUTS, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
+from interflow_kernels.testing import (
+    LAYOUTS,
+    TapCase,
+    assert_close,
+    assert_same_bits,
+    composed_tap,
+    composed_tap_gradient,
+    in_layout,
+    tap_inputs,
+)
 
 raw_tap = torch.ops.interflow_kernels.stage_tap.default
 raw_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # hypothesis mixes badly with the fixture of this name
-EXAMPLES = 300 if DEVICE == "cuda" else 25
+EXAMPLES = examples(300 if DEVICE == "cuda" else 25)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = pytest.mark.parametrize("max_pool", [True, False], ids=["pooled", "mean"])
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
@@ -25,30 +35,22 @@ def is_nhwc(u):
     return u.stride(1) == 1 and u.shape[1] > 1
 
 
-def composed(u, shift, max_pool=True):
-    """PyTorch's own operators, each step in u's dtype -> v, m or None."""
-    v = F.relu(u if shift is None else u + shift.to(u.dtype)[:, None, None])
-    if max_pool and min(u.shape[2:]) > 1:
-        return v, F.max_pool2d(v, 2, 2)
-    return v, v[:, :, : u.shape[2] // 2, : u.shape[3] // 2] if max_pool else None
-
-
-def mask_of_the_contract(u, shift, max_pool):
-    """The bytes that csrc/stage_tap.h describes."""
-    v, m = composed(u, shift)
+def mask_of_the_contract(u, shift, max_pool, nhwc):
+    """The bytes that csrc/stage_tap.h describes; u and shift on the CPU. nhwc: whether u has that layout on its device."""
+    v, m = composed_tap(u, shift)
     passes = ~(v <= 0)
     if not max_pool:
-        runs = passes.permute(0, 2, 3, 1) if is_nhwc(u) else passes.flatten(2)
+        runs = passes.permute(0, 2, 3, 1) if nhwc else passes.flatten(2)
         eights = F.pad(runs, (0, -runs.shape[-1] % 8)).unflatten(-1, (-1, 8))
-        return (eights << torch.arange(8, device=u.device)).sum(-1).to(torch.uint8).flatten()
+        return (eights << torch.arange(8)).sum(-1).to(torch.uint8).flatten()
     (height, width), (complete_h, complete_w) = u.shape[2:], m.shape[2:]
     windows = F.pad(passes, (0, width % 2, 0, height % 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(4)
     maximum = torch.zeros_like(windows)
     if m.numel():
         at = F.max_pool2d(v, 2, 2, return_indices=True)[1]
         maximum[:, :, :complete_h, :complete_w] = F.one_hot(at // width % 2 * 2 + at % width % 2, 4).bool()
-    found = ((windows.int() + 16 * (maximum & windows)) << torch.arange(4, device=u.device)).sum(-1).to(torch.uint8)
-    return (found.permute(0, 2, 3, 1) if is_nhwc(u) else found).flatten()
+    found = ((windows.int() + 16 * (maximum & windows)) << torch.arange(4)).sum(-1).to(torch.uint8)
+    return (found.permute(0, 2, 3, 1) if nhwc else found).flatten()
 
 
 def upstreams(shape, dtype, max_pool, seed=3):
@@ -73,16 +75,20 @@ def check(case, device, use=("dm", "dp"), seed=0):
     shift = None if shift is None else shift.to(device)
     dm, dp = (None if g is None else g.to(device) for g in upstreams(tuple(u.shape), u.dtype, case.max_pool))
     dm, dp = dm if "dm" in use else None, dp if "dp" in use or dm is None else None
-    m, p, du, dshift = run(u, shift, case.max_pool, dm, dp)
+    nhwc = is_nhwc(u)
+    found = run(u, shift, case.max_pool, dm, dp)
+    mask = raw_tap(u, shift, case.max_pool, True)[2].cpu()
+    m, p, du, dshift = (None if t is None else t.cpu() for t in found)
+    strides = None if found[0] is None else found[0].stride()
+    u, shift, dm, dp = (None if t is None else t.cpu() for t in (u, shift, dm, dp))  # PyTorch's operators on another device may have other bits
 
     # To the bit: m, its strides, the mask
-    v, expected = composed(u, shift, case.max_pool)
+    v, expected = composed_tap(u, shift, case.max_pool)
     if case.max_pool:
         assert_same_bits("m", m, expected)
-        like = torch.empty_like(expected, memory_format=torch.channels_last if is_nhwc(u) else torch.contiguous_format)
-        assert not m.numel() or min(m.shape) == 1 or m.stride() == like.stride()
-    mask = raw_tap(u, shift, case.max_pool, True)[2]
-    assert torch.equal(mask, mask_of_the_contract(u, shift, case.max_pool))
+        like = torch.empty_like(expected, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+        assert not m.numel() or min(m.shape) == 1 or strides == like.stride()
+    assert torch.equal(mask, mask_of_the_contract(u, shift, case.max_pool, nhwc))
 
     # Beside fp64: p, du, d(shift)
     mean = v.double().mean((2, 3))
@@ -102,10 +108,7 @@ def check(case, device, use=("dm", "dp"), seed=0):
 
     # To the bit: du of one upstream gradient alone, in PyTorch's own dtype
     if len(use) == 1 and u.numel():
-        x = u.detach().requires_grad_()
-        v, pooled = composed(x, shift, case.max_pool)
-        pairs = [(out, g) for out, g in ((pooled, dm), (v.mean((2, 3), dtype=torch.float32), dp)) if g is not None]
-        assert_same_bits("du", du, torch.autograd.grad([o for o, _ in pairs], x, [g for _, g in pairs])[0])
+        assert_same_bits("du", du, composed_tap_gradient(u, shift, case.max_pool, dm, dp))
 
 
 @FORMS

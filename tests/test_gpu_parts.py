@@ -1,0 +1,387 @@
+"""The parts of `make gpu`: commands with limits, what a hang or a lost GPU leaves, records, budgets, the code of torch.compile that is told."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_bench import report, results, room, synthetic
+
+process, record, parts, setting = room("gpu.process"), room("gpu.record"), room("gpu.parts"), room("gpu.setting")
+smoke, suites, measure, inductor = room("gpu.smoke"), room("gpu.suites"), room("gpu.measure"), room("gpu.inductor")
+speed, headline, command_line = room("gpu.speed"), room("gpu.headline"), room("gpu.__main__")
+ROOT = Path(__file__).parent.parent
+
+
+# --- commands with a limit ------------------------------------------------------------------------------------------------
+def ran(*codes, seconds=20.0, **options):
+    """Outcomes of Python programs that run at the same time, and all that was said."""
+    log = io.StringIO()
+    commands = [process.Command(f"part{i}", [sys.executable, "-c", code], seconds) for i, code in enumerate(codes)]
+    return process.run(commands, process.Log(log), **options), log.getvalue()
+
+
+def test_a_command_is_run_and_told(capsys):
+    (outcome,), log = ran("print('hello')")
+    assert outcome.state == "ok" and log == "hello\n" and capsys.readouterr().out == log
+    assert ran("raise SystemExit(3)")[0][0].state == "failed (exit status 3)"
+    assert ran("print(1)", seconds=0)[0][0].state == "not begun, the time was spent"
+    (outcome,) = process.run([process.Command("x", ["/no/such/program"], 5)], process.Log())
+    assert "failed (" in outcome.state
+
+
+MEET = """
+import pathlib, sys, time
+pathlib.Path({mine!r}).touch()
+for _ in range(300):
+    if pathlib.Path({other!r}).exists():
+        print("met"); sys.exit()
+    time.sleep(0.05)
+sys.exit(1)
+"""
+
+
+def test_several_run_at_the_same_time_and_are_told_apart(tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    outcomes, log = ran(MEET.format(mine=a, other=b), MEET.format(mine=b, other=a))
+    assert [o.state for o in outcomes] == ["ok", "ok"] and sorted(log.splitlines()) == ["part0: met", "part1: met"]
+
+
+def test_one_that_hangs_is_stopped_with_its_children():
+    hang = "import subprocess, sys; print('on', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    (outcome,), log = ran(hang, seconds=2)
+    assert outcome.state == "stopped after 2 s" and outcome.seconds < 15 and "on" in log
+
+
+def test_one_that_ignores_the_interrupt_is_killed(monkeypatch):
+    monkeypatch.setattr(process, "INTERRUPTED", 1.0)
+    (outcome,), _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=3)
+    assert outcome.state == "stopped after 3 s" and outcome.seconds < 20
+
+
+def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
+    """pytest, interrupted in its second test, still writes the first one's numbers."""
+    (tmp_path / "test_two.py").write_text("import time\ndef test_one(benchmark): benchmark(abs, 1)\ndef test_two(): print('on'); time.sleep(90)\n")
+    options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-max-time=0.1"]
+    command = process.Command("part", [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), *options], 15)
+    (outcome,) = process.run([command], process.Log(io.StringIO()))
+    assert outcome.state == "stopped after 15 s"
+    assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
+
+
+def test_an_interrupt_ends_the_command_and_all_parts_that_follow(tmp_path, monkeypatch):
+    log, begun = io.StringIO(), []
+    where = setting.Setting("cpu", tmp_path, None, process.Log(log))
+    sleep = "import time; print('on', flush=True); time.sleep(90)"
+
+    def part(given, seconds):
+        begun.append(seconds)
+        return sum(o.state != "ok" for o in process.run([process.Command("x", [sys.executable, "-c", sleep], seconds)], given.say))
+
+    monkeypatch.setattr(parts, "PARTS", {"info": parts.Part("", 90, part), "smoke": parts.Part("", 90, part)})
+    threading.Timer(3.0, os.kill, (os.getpid(), 2)).start()
+    assert parts.perform((("info", 90), ("smoke", 90)), where) == 1
+    assert begun == [90] and "info" in log.getvalue() and "1 wrong" in log.getvalue()
+
+
+# --- smoke: a hang, a lost GPU, a process that dies -----------------------------------------------------------------------
+PLAYED = """
+import json, sys, time
+skip = int(sys.argv[sys.argv.index("--skip") + 1])
+say = lambda **line: print(json.dumps(line), flush=True)
+say(about={"cpu": "x", "versions": {}}, count=5)
+for i in range(skip, 5):
+    say(begin=f"check {i}")
+    if i == 1: print("some warning", flush=True); time.sleep(90)
+    if i == 2: say(end="check 2", state="failed", seconds=0.1, text="CUDA error: an illegal memory access"); sys.exit(3)
+    if i == 3: print("Segmentation fault", flush=True); sys.exit(139)
+    say(end=f"check {i}", state="ok", seconds=0.1, text="")
+say(done=5)
+"""
+
+
+def played(tmp_path, monkeypatch, program, seconds=60.0, limit=3.0):
+    monkeypatch.setattr(smoke, "LIMIT", limit)
+    monkeypatch.setattr(smoke, "GROUPS", ("head",))
+    monkeypatch.setattr(smoke, "ALONE", ())
+    original = smoke.Group.command
+
+    def command(group, left):
+        made = original(group, left)
+        return process.Command(made.name, [sys.executable, "-c", program, *made.words[3:]], left, made.environment)
+
+    monkeypatch.setattr(smoke.Group, "command", command)
+    log = io.StringIO()
+    wrong = smoke.smoke(setting.Setting("cuda", tmp_path, None, process.Log(log)), seconds)
+    return wrong, json.loads((tmp_path / "smoke.json").read_text()), log.getvalue()
+
+
+def test_a_hang_has_a_name_and_the_checks_behind_it_run(tmp_path, monkeypatch):
+    wrong, data, log = played(tmp_path, monkeypatch, PLAYED)
+    assert [(row["check"], row["state"]) for row in data["rows"]] == [
+        ("check 0", "ok"),
+        ("check 1", "HUNG"),
+        ("check 2", "failed"),
+        ("check 3", "DIED"),
+        ("check 4", "ok"),
+    ]
+    assert wrong == 3 and data["unfinished"] == [] and data["machine"] == {"cpu": "x", "versions": {}}
+    assert "Segmentation fault" in data["rows"][3]["text"] and "no end within" in data["rows"][1]["text"]
+    assert "HUNG: check 1" in log and "  head: some warning" in log  # by name at the end, and what it said
+
+
+def test_a_group_that_does_not_begin_is_told(tmp_path, monkeypatch):
+    wrong, data, log = played(tmp_path, monkeypatch, "raise SystemExit('no such module')")
+    assert wrong == 2 and data["unfinished"] == ["head"]
+    assert "no such module" in data["rows"][0]["text"] and "head: before its first check" in log
+
+
+def test_smoke_ends_in_time(tmp_path, monkeypatch):
+    wrong, data, _ = played(tmp_path, monkeypatch, PLAYED, seconds=4.0, limit=60.0)
+    assert wrong and data["unfinished"] == ["head"] and data["rows"][-1]["state"] == "DIED" and "stopped after" in data["rows"][-1]["text"]
+
+
+def test_groups_have_checks_of_their_own_names():
+    runner = room("gpu.checks.__main__")
+    names = [check.name for group in runner.GROUPS for check in runner.checks_of(group, torch.device("cuda", 0))]
+    assert len(names) == len(set(names)) > 200
+    assert set(runner.GROUPS) == {*smoke.GROUPS, *smoke.ALONE}
+    for words in ("fp16 sliced", "gated", "beyond 2^31 elements, head", "two graphs", "first call", "triton tap"):
+        assert any(words in name for name in names), words
+
+
+def test_a_check_that_fails_or_loses_the_gpu(capsys):
+    checks, runner = room("gpu.checks"), room("gpu.checks.__main__")
+
+    def of(error):
+        def run():
+            raise error
+
+        usable = runner.judged(checks.Check("x", run), torch.device("cpu"))
+        return usable, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    assert of(AssertionError("y[0]: 1, expected 2"))[0] and of(AssertionError("a"))[1]["state"] == "failed"
+    assert of(checks.Skipped("needs 24 GiB"))[1] == of(checks.Skipped("needs 24 GiB"))[1] | {"state": "skipped", "text": "needs 24 GiB"}
+    usable, line = of(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not usable and "illegal memory access" in line["text"]
+
+
+# --- what a part leaves ---------------------------------------------------------------------------------------------------
+def test_a_record_is_whole_after_every_row(tmp_path):
+    made = record.Record(tmp_path / "x/part.json", "speed", "cuda")
+    made.about({"gpu": "made-up GPU", "gpu_sm_mhz": "1980", "gpu_memory_mhz": "3201", "gpu_driver": "580", "versions": {"torch": "2.11.0", "python": "3.12"}})
+    for i in range(3):
+        made.add({"i": i})
+        assert [row["i"] for row in json.loads((tmp_path / "x/part.json").read_text())["rows"]] == list(range(i + 1))
+    data = json.loads((tmp_path / "x/part.json").read_text())
+    assert record.machine_line(data).startswith("made-up GPU at 1980 MHz, memory 3201 MHz, driver 580; torch 2.11.0, python 3.12; commit ")
+    assert re.fullmatch(r"[0-9a-f]{10}\+?|unknown", data["commit"]) and [path.name for path in (tmp_path / "x").iterdir()] == ["part.json"]
+    assert record.table([["a", 1], ["bcd", 22]], ["x", "y"]) == "x    y\na    1\nbcd  22"
+
+
+def test_the_commit_is_the_kits_where_there_is_no_git(tmp_path, monkeypatch):
+    (tmp_path / "interflow_kernels").mkdir()
+    (tmp_path / "interflow_kernels/build_info.json").write_text('{"commit": "0123456789"}')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record.commit(tmp_path) == "0123456789" and record.commit() == "unknown"
+
+
+def test_results_of_pytest_are_counted(tmp_path):
+    xml = tmp_path / "x.xml"
+    xml.write_text(
+        '<testsuites><testsuite><testcase classname="a" name="b"/><testcase classname="a" name="c"><failure message="no"/></testcase>'
+        '<testcase classname="a" name="d"><skipped message="one GPU here"/></testcase></testsuite></testsuites>'
+    )
+    counts = suites.counted(xml)
+    assert counts == {"passed": 1, "failed": 1, "skipped": 1, "failures": ["a::c"], "reasons": ["one GPU here"]}
+    assert not suites.right({"state": "ok", **counts}) and not suites.right({"state": "ok"})
+    assert suites.right({"state": "ok", "passed": 1, "failed": 0}) and not suites.right({"state": "ok", "passed": 0, "failed": 0})
+    assert suites.counted(tmp_path / "none.xml") == {}
+    data = {"rows": [{"suite": "native", "state": "failed (exit status 1)", "seconds": 5.0, **counts}], "machine": {}, "commit": "x"}
+    assert suites.shown(data).splitlines()[1] == "FAILED native: a::c"
+
+
+# --- which parts, with which limits and commands --------------------------------------------------------------------------
+def test_no_part_takes_more_than_200_seconds_and_a_visit_no_more_than_230():
+    assert {"smoke", "speed", "test", "headline", "bench"} <= set(parts.PARTS)
+    assert all(part.seconds <= 200 for part in parts.PARTS.values())
+    for name, call in parts.CALLS.items():
+        assert sum(seconds for _, seconds in call) <= 230, name
+        script = ROOT / f"bench/gpu/{name}.sh"
+        assert os.access(script, os.X_OK) and f"-m gpu {name} " in script.read_text()
+    assert command_line.asked(["smoke", "call2"], None) == (("smoke", 200), ("test", 200))
+    assert [name for name, _ in command_line.asked(["all"], 60)] == list(parts.PARTS)
+    assert {part for call in parts.CALLS.values() for part, _ in call} == set(parts.PARTS) - {"build"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"gpu-{name}" in makefile for name in parts.PARTS)
+
+
+def test_a_part_builds_for_one_gpu_and_never_times_a_fallback(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(parts, "run", lambda commands, say: told.extend(commands) or [process.Outcome(commands[0].name, "ok", 1.0, 0)])
+    where = setting.Setting("cuda", tmp_path, None, process.Log(io.StringIO()), (9, 0))
+    for name in ("build", "speed", "headline"):
+        assert parts.PARTS[name].run(where, 100) == 0
+    assert told[0].environment["TORCH_CUDA_ARCH_LIST"] == "9.0a" and told[0].environment["INTERFLOW_CUDA"] == "1"
+    for command in told[1:]:
+        assert command.environment["INTERFLOW_BACKEND"] == "native" and command.words[command.words.index("--budget") + 1] == "85"
+        assert "INTERFLOW_LIBRARIES" not in command.environment
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    parts.PARTS["build"].run(where, 100)
+    assert told[-1].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"
+    assert [setting.architecture(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
+    assert setting.folder_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_with_a_kit_nothing_is_built_and_its_libraries_are_named(tmp_path, monkeypatch):
+    kit = tmp_path / "kit"
+    (kit / "interflow_kernels").mkdir(parents=True)
+    (kit / "interflow_kernels/build_info.json").write_text('{"commit": "0123456789", "sources": "x"}')
+    monkeypatch.setattr(parts, "run", lambda *_: pytest.fail("built"))
+    where = setting.Setting("cuda", tmp_path, setting.kit_at(str(kit)), process.Log(io.StringIO()), (9, 0))
+    assert parts.PARTS["build"].run(where, 100) == 0
+    assert where.environment()["INTERFLOW_LIBRARIES"] == str(kit / "interflow_kernels")
+    assert setting.kit_at("none") is None
+    with pytest.raises(setting.Unusable, match=r"--kit must be a folder that `make gpu-kit` made, got .*; run `make gpu-kit`"):
+        setting.kit_at(str(tmp_path))
+    assert "built from other sources (commit 0123456789); run `make gpu-kit` again" in room("gpu.kit").differs(kit)
+
+
+def test_the_suites_get_workers_and_few_examples(tmp_path):
+    where = setting.Setting("cuda", tmp_path, None, process.Log(io.StringIO()), (9, 0))
+    first, beside = suites.suites(False)
+    native, triton, sanitizer = (suites.command(suite, where, 90.0) for suite in (*first, *beside))
+    for path in (suites.TRITON, suites.SANITIZER):
+        assert (ROOT / path).exists() and f"--ignore={path}" in native.words
+    assert triton.environment["INTERFLOW_EXAMPLES"] == "8" and triton.words[triton.words.index("-n") + 1] == "12"
+    assert sanitizer.words[sanitizer.words.index("-k") + 1] == "memcheck or racecheck"
+    for command in (native, triton, sanitizer):
+        assert command.words[command.words.index("-m", 2) + 1] == "pytest" or "gpu" in command.words
+
+
+def test_budgets_shrink_together_and_the_full_set_has_none(tmp_path):
+    where = setting.Setting("cuda", tmp_path, None, process.Log(io.StringIO()), (9, 0), only="inference")
+    programs = measure.programs(where)
+    assert {program.name for program in programs} == set(measure.BUDGETS)
+    assert sum(measure.BUDGETS.values()) + measure.GRACE + measure.REPORT <= parts.PARTS["bench"].seconds
+    left, given = 100.0, {}
+    for i, program in enumerate(programs):  # each takes what it is given: they end in time, with the same share of their budgets
+        given[program.name] = measure.allowed(programs[i:], left)
+        left -= given[program.name]
+    assert left == pytest.approx(measure.GRACE)
+    assert len({round(given[name] / budget, 6) for name, budget in measure.BUDGETS.items()}) == 1
+    assert measure.allowed(programs, 5.0) == 0 and measure.command(programs[0], where, 0.0).seconds == 0
+    assert measure.command(programs[0], where, 40.0).words[-2:] == ["--budget", "40"]
+    full = setting.Setting("cuda", tmp_path, None, process.Log(io.StringIO()), (9, 0), full=True, only="inference")
+    for program in measure.programs(full):
+        command = measure.command(program, full, 40.0)
+        assert command.seconds == measure.FULL and "--budget" not in command.words
+        assert ("--full" in command.words and "--case" in command.words) or "--compiled" in command.words
+
+
+def test_cells_and_rows_come_by_what_they_tell():
+    cells = list(headline.cells())
+    assert cells[0].name == "vgg16, training step, 224px bf16 channels_last B=32"
+    found = {(c.model, c.direction, c.batch, c.compiled) for c in cells}
+    assert len(found) == len(cells) == 2 * 2 * 2 * 2 and not any(c.compiled for c in cells[:6])
+    rows = list(speed.planned(torch.device("cuda", 0)))
+    assert rows[0][1] == {"batch": 32, "layout": "channels_last", "map": "four stages"} and {b["batch"] for _, b, _ in rows} == {1, 8, 32, 128, 256}
+    assert speed.goal("tap", "backward", {"batch": 32, "layout": "nchw"}) == ("share", 0.82)
+    assert (
+        speed.goal("head", "forward", {"batch": 1, "layout": "nchw"}) == ("us", 8.0) and speed.goal("head", "backward", {"batch": 1, "layout": "nchw"}) is None
+    )
+
+
+# --- what torch.compile did -------------------------------------------------------------------------------------------------
+BLOCK = "triton_poi_{0}_3 = async_compile.triton('triton_poi_{0}_3', '''\nimport triton\ndef triton_poi_{0}_3(in_ptr0):\n    {1}\n''', device_str='cuda')\n"
+POOL = "fused_max_pool2d_with_indices_backward"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BLOCK.format(POOL, "tl.atomic_add(out_ptr0 + x, tmp, xmask)"), "scatter"),
+        (BLOCK.format(POOL, "tl.store(out_ptr0 + x, tmp, xmask)"), "gather"),
+        (BLOCK.format(POOL, "pass") + "aten.scatter_reduce_.two(buf3, 2, index, src, reduce='sum')", "scatter"),
+        ("buf = torch.ops.aten.max_pool2d_with_indices_backward.default(a, b, [2, 2])", "PyTorch's own kernel"),
+        (BLOCK.format("fused_relu", "tl.atomic_add(x)"), "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_how_the_max_pools_backward_was_compiled(text, expected):
+    assert inductor.pool_backward([text]) == expected
+
+
+@pytest.mark.slow
+def test_what_torch_compile_really_writes():
+    torch._dynamo.reset()
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    before = len(inductor.generated())
+    torch.compile(lambda t: torch.nn.functional.max_pool2d(t.relu(), 2, 2), dynamic=False)(x).sum().backward()
+    texts = [path.read_text() for path in inductor.generated()[before:]]
+    assert inductor.pool_backward(texts) in (inductor.SCATTER, inductor.GATHER, inductor.OWN)
+
+
+def test_a_compiled_row_names_its_torch_and_kernels():
+    found = [{"name": "triton_poi_fused_relu_0", "us": 12.0}, {"name": "sm90_fprop", "us": 9.0}]
+    told = inductor.told(found, [BLOCK.format(POOL, "tl.atomic_add(x)")])
+    assert told == {"pool_backward": "scatter", "kernels": [("triton_poi_fused_relu_0", 12.0)]}
+    row = {
+        "case": "vgg16",
+        "kind": "ours",
+        "provider": "plain",
+        "pass": "training step",
+        "p50_us": 1.0,
+        "images_per_s": 2.0,
+        "torch": "2.11.0",
+        "inductor": told,
+    }
+    row["speed_up"] = {name: [1.0, 0.9, 1.1] for name in headline.NAMES[1:]}
+    shown = headline.shown({"rows": [row], "machine": {}, "commit": "x"})
+    assert "vgg16 by torch 2.11.0" in shown and "max-pool backward by scatter" in shown
+
+
+# --- the report of the part bench -------------------------------------------------------------------------------------------
+def file_of(run_, **run_info):
+    """What pytest-benchmark would have written of made-up rows."""
+    machine = {**run_.machine, "gpu": "made-up GPU"}
+    data = {"machine_info": machine, "commit_info": {"id": "f" * 40}, "datetime": "2026-01-01T00:00:00", "run": {**run_.run, **run_info}}
+    return json.dumps(data | {"benchmarks": [{"extra_info": row} for row in run_.rows]})
+
+
+def test_results_of_the_programs_become_one_report_and_a_failed_one_is_named(tmp_path, monkeypatch):
+    """Made-up numbers in a temporary folder."""
+    log, out = io.StringIO(), tmp_path / "out"
+    out.mkdir()
+    write = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    texts = [file_of(synthetic(seed, cases=2), timed_s=4, whole_s=10) for seed in (0, 1)]
+    made = [
+        measure.Program(name, [sys.executable, "-c", write, str(out / name), text], out / name)
+        for name, text in zip(("bench_head", "profile"), texts, strict=True)
+    ]
+    made.insert(1, measure.Program("bench_triton", [sys.executable, "-c", "raise SystemExit(1)"], out / "broken.json"))
+    monkeypatch.setattr(measure, "programs", lambda _: made)
+    assert measure.measure(setting.Setting("cuda", out, None, process.Log(log)), 150.0) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md", "results.json", "speed.png"]
+    loaded = results.load(out)
+    assert len(loaded.rows) == 12 and loaded.run == {"set": "gpu", "timed_s": 8, "others_cores": 0.0, "whole_s": 20}
+    assert "made-up GPU" in (out / "report.md").read_text() and "Made by `make gpu`" in report.markdown(loaded)
+    assert "failed: bench_triton" in log.getvalue() and ">= 2x the best peer" in log.getvalue() and "reached" in log.getvalue()
+    (out / "full.json").write_text(file_of(synthetic(0, cases=1), set="full"))
+    assert measure.merged([out / "full.json"])["run"]["set"] == "gpu-full" and "gpu-full" in report.MADE_BY
+    assert measure.merged([]) is None
+
+
+def test_without_a_gpu_one_sentence():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, "-m", "gpu", "smoke"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "bench"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("make gpu needs torch and an NVIDIA GPU") and "DEVICE=cpu" in done.stderr and done.stderr.count("\n") == 1

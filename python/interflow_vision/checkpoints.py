@@ -43,7 +43,10 @@ def load(path: Path) -> Classifier:
     checkpoint = read(path)
     classifier = _model(checkpoint)
     classifier.load_state_dict(checkpoint["state_dict"])
-    classifier.on_load_checkpoint(checkpoint)
+    try:
+        classifier.on_load_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return classifier.eval()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from . import checks
 from .contribution import Contribution, branch_terms
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
 from .images import Preprocessing
@@ -88,8 +89,15 @@ class Classifier(LightningModule):
         skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < warmup < 1:
-            raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
+        checks.require_in_range(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            auxiliary_weight=auxiliary_weight,
+            width=width,
+            warmup=warmup,
+        )
         self.save_hyperparameters()
         self.model = create_model(
             name,
@@ -126,13 +134,12 @@ class Classifier(LightningModule):
         return self.model(x)
 
     def setup(self, stage: str) -> None:
-        """Takes over what the data set knows; EveryProcessError where its classes are not the model's."""
+        """Takes over what the data set knows; EveryProcessError where it does not fit the model."""
         data = getattr(self.trainer, "datamodule", None)
-        names = tuple(getattr(data, "class_names", ()))
-        if names and len(names) != self.model.num_classes:
-            raise EveryProcessError(f"the data set has {len(names)} classes but the model {self.model.num_classes}: give --model.num_classes {len(names)}")
-        self.class_names = names or self.class_names
-        self.preprocessing = getattr(data, "preprocessing", self.preprocessing)
+        if data is not None:
+            preprocessing, names = checks.knowledge_of(data, self.model)
+            self.preprocessing = preprocessing or self.preprocessing
+            self.class_names = names or self.class_names
         if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
             self.model.load_pretrained()
 
@@ -183,6 +190,11 @@ class Classifier(LightningModule):
         if isinstance(unwrapped(self.model.head), InterflowHead):
             for i, value in enumerate(self._contribution.compute(), 1):
                 self.log(f"contribution/branch{i}", value.float(), sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        """After the sanity check all metrics of a validation are known."""
+        if self.trainer.sanity_checking:
+            checks.require_monitored_metrics(self.trainer, self)
 
     def on_test_epoch_start(self) -> None:
         self._evaluation_guard = EvaluationGuard()
@@ -240,21 +252,12 @@ class Classifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back; EveryProcessError where the data set of this run contradicts it."""
-        kept = checkpoint.get(CHECKPOINT_KEY, {})
-        preprocessing = None if kept.get("preprocessing") is None else Preprocessing.from_dict(kept["preprocessing"])
-        names = tuple(kept.get("class_names", ()))
+        """Takes it back; EveryProcessError where it is broken, or the data set of this run contradicts it."""
+        preprocessing, names = checks.kept_knowledge(checkpoint.get(CHECKPOINT_KEY, {}), self.model)
         if self._trainer is not None:  # setup has asked the data set
-            if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
-                raise EveryProcessError(f"the data set prepares images as {self.preprocessing}, but the checkpoint's model expects {preprocessing}")
-            if names and self.class_names and names != self.class_names:
-                raise EveryProcessError(f"the data set's classes are {_listed(self.class_names)}, but the checkpoint's {_listed(names)}")
+            checks.require_same_knowledge((self.preprocessing, self.class_names), (preprocessing, names))
         self.preprocessing = preprocessing or self.preprocessing
         self.class_names = names or self.class_names
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:

@@ -5,18 +5,25 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from . import checkpoints, digits, resuming, runs
+from . import checkpoints, checks, digits, progress, resuming, runs
 from .checkpoint_io import SafeCheckpointIO, remove_leftovers
 from .errors import UserError, one_line
 from .lit import Classifier
+from .options import HelpAll, Parser, plain
 from .quiet import quiet
 from .rng import KeepRandomStates
 from .stopping import StopOnSignal, ending_together
+
+DESCRIPTIONS = {
+    "fit": "Trains a model, tests its best checkpoint and draws the curves. Without options: VGG-16-BN with Interflow on handwritten digits.",
+    "validate": "Evaluates the checkpoint that --ckpt_path names on the validation images.",
+    "test": "Evaluates the checkpoint that --ckpt_path names on the test images.",
+}
 
 
 class InterflowCLI(LightningCLI):
@@ -40,8 +47,9 @@ class InterflowCLI(LightningCLI):
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The ModelCheckpoint that keeps best.ckpt and last.ckpt, as options --checkpoint.*."""
+        """The ModelCheckpoint that keeps best.ckpt and last.ckpt, as options --checkpoint.*; the whole help."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument("--help-all", action=HelpAll, help="show every option, Lightning's too, and exit")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, then looks at the checkpoint and the run folder before anything is built."""
@@ -65,6 +73,7 @@ class InterflowCLI(LightningCLI):
         options = resuming.kept(content, runs.run_of(path))
         if command == "fit":
             self._resumed, self._step = runs.goes_on_in(path), content["global_step"]
+            checks.require_epochs_left(path, content, self.config[command].trainer.max_epochs)
         config = None if self._resumed is None else self._resumed / "config.yaml"
         with resuming.beneath(self._parser(command), config if config is not None and config.is_file() else None, options):
             super().parse_arguments(parser, args)
@@ -83,7 +92,7 @@ class InterflowCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(plain(str(error)) or one_line(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """CSV and TensorBoard logs in one run folder, unless --trainer.logger says otherwise; validate and test log nothing."""
@@ -112,6 +121,21 @@ class InterflowCLI(LightningCLI):
         with ending_together(self.trainer):
             self.trainer.test(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Without what --trainer.barebones and --trainer.enable_checkpointing false leave out; a line an epoch where no terminal is."""
+        config = dict(config)
+        if config["barebones"]:
+            # what digits.yaml and this class would set, barebones refuses
+            config |= {"log_every_n_steps": None, "logger": None}
+            self.save_config_callback = None
+        if config["barebones"] or config["enable_checkpointing"] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        own = config["callbacks"] or []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in (own if isinstance(own, list) else [own]))
+        if not (config["barebones"] or has_bar or config["enable_progress_bar"] is False or progress.is_watched()):
+            callbacks = [*callbacks, progress.EpochLines()]
+        return super()._instantiate_trainer(config, callbacks)
+
     def after_fit(self) -> None:
         """Tests the best checkpoint and draws the log."""
         if not self._get(self.config_init, "trainer").fast_dev_run:
@@ -129,9 +153,10 @@ def run() -> None:
         subclass_mode_data=True,
         trainer_defaults={"callbacks": [KeepRandomStates(), StopOnSignal()]},
         save_config_kwargs={"overwrite": True},  # of a run that goes on; a new run has a new folder
+        parser_class=Parser,
         parser_kwargs={
             "prog": "interflow",
-            "description": "Trains and tests image classifiers with Interflow heads. `interflow predict --help`: classifies image files.",
-            **{name: dict(defaults) for name in InterflowCLI.subcommands()},
+            "description": "Trains and tests image classifiers with Interflow heads.",
+            **{name: {**defaults, "description": DESCRIPTIONS[name]} for name in InterflowCLI.subcommands()},
         },
     )

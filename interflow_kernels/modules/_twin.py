@@ -14,7 +14,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-_COMPUTING = (WeightNorm, SpectralNorm, BasePruningMethod)
+COMPUTING = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Forward pre-hooks that compute a parameter from others and do nothing else."""
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
@@ -32,7 +33,7 @@ def twin(module: nn.Module, kind: type[_Kind]) -> _Kind:
     other = _copied(module, made)
     for name in _HOOKS:
         vars(other)[name] = type(vars(other)[name])()
-    kept = {number: hook for number, hook in other._forward_pre_hooks.items() if isinstance(hook, _COMPUTING)}
+    kept = {number: hook for number, hook in other._forward_pre_hooks.items() if isinstance(hook, COMPUTING)}
     other._forward_pre_hooks.clear()
     other._forward_pre_hooks.update(kept)
     other._forward_pre_hooks_with_kwargs.clear()
@@ -52,7 +53,7 @@ def _copied(module: nn.Module, kind: type[_Kind]) -> _Kind:
 def recompute(module: nn.Module) -> None:
     """What a call of the module does before its forward: the weights that hooks compute."""
     for hook in tuple(module._forward_pre_hooks.values()):
-        if isinstance(hook, _COMPUTING):
+        if isinstance(hook, COMPUTING):
             hook(module, ())
 
 

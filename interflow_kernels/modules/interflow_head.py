@@ -250,6 +250,11 @@ class FusedInterflowHead(InterflowHead):
     Forward pools every stage, multiplies and aggregates in one operator; backward writes nothing of a feature map's size:
     a map's gradient is an expanded (stride 0) view of the pooled one. Where no kernel serves the device the plain path runs,
     with one warning that says why (`python -m interflow_kernels.info`). Arguments, shapes and errors: see InterflowHead.
+
+    Such a view is what a hook on a map, the hooks of the module that made it, and torch.autograd.grad get. PyTorch refuses
+    to change it in place or to .view(-1) it: give back a new tensor (g * 2, g.clamp(-1, 1)), take g.reshape(-1), or make it
+    dense first, `x.register_hook(lambda g: g.contiguous())`, after which later hooks may do both. The .grad of a leaf is
+    dense anyway. With a pool_size other than 1 no gradient is such a view.
     """
 
     _fused = True

@@ -16,11 +16,11 @@ def plain_tensor(tensor: Any) -> bool:
     return type(tensor) in _TENSORS
 
 
-def altered(module: nn.Module) -> bool:
-    """Whether this one module has hooks, a forward of its own (as accelerate gives it), or was compiled in place."""
+def altered(module: nn.Module, but: tuple[type, ...] = ()) -> bool:
+    """Whether this one module has hooks, a forward of its own (as accelerate gives it), or was compiled in place. but: pre-hooks that do not count."""
     return bool(
         module._forward_hooks
-        or module._forward_pre_hooks
+        or (module._forward_pre_hooks and not all(isinstance(hook, but) for hook in module._forward_pre_hooks.values()))
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from interflow_kernels import FusedInterflowHead, InterflowHead
+from interflow_kernels.modules._twin import COMPUTING, only_read
 from interflow_kernels.modules.plain import altered, plain_tensor
 
 from .trunk import Place, Trunk
@@ -74,7 +75,7 @@ def _why_not(conv: nn.Module, conv_name: str, norm: nn.Module) -> str | None:
         return f"{kind} without running statistics"
     if type_before_parametrizations(conv) is not nn.Conv2d:
         return f"{kind} behind {type(conv).__name__}"
-    if altered(conv):
+    if altered(conv, COMPUTING):
         return f"{kind} behind features.{conv_name} with hooks"
     if norm.num_features != conv.out_channels:
         return f"{kind} for {norm.num_features} channels behind {conv.out_channels}"
@@ -99,7 +100,8 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
         padding_mode=conv.padding_mode,
         device="meta",
     )
-    fused.weight, fused.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    with only_read(conv):  # its weight may be computed: by a parametrization, or by the hook of pruning or of the older weight norm
+        fused.weight, fused.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     return fused.requires_grad_(any(parameter.requires_grad for parameter in conv.parameters())).eval()
 
 
@@ -111,7 +113,7 @@ def folded_head(head: nn.Module) -> tuple[nn.Module, list[str]]:
         return head, []
     if linear[0] is not inside or type_before_parametrizations(inside) not in _HEADS:
         return head, [f"head ({type(head).__name__})"]
-    if altered(inside):
+    if altered(inside, COMPUTING):
         return head, [f"head ({type(inside).__name__} with hooks)"]
     if not all(plain_tensor(tensor) for tensor in [*inside.parameters(), *inside.buffers()]):
         return head, [f"head ({type(inside).__name__} with parameters that are not plain tensors)"]

@@ -206,8 +206,8 @@ class VGG(nn.Module):
         """A new network in eval mode whose norms are folded into the convolutions before them; this one stays as it is.
 
         Folded is what the layers are now: BatchNorm2d and SyncBatchNorm with running statistics, behind an nn.Conv2d,
-        parametrized or inside torch.compile or checkpoint_wrapper too. Other norms, and modules with hooks or with
-        parameters that are not plain tensors, stay as they are; one warning names them.
+        parametrized, pruned, or inside torch.compile or checkpoint_wrapper too. Other norms, and modules with hooks or
+        with parameters that are not plain tensors, stay as they are; one warning names them.
         """
         fused, stays = self._fused()
         inference.say_what_stays("fuse", stays)

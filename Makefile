@@ -31,7 +31,7 @@ GPU_PARTS := gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-be
 .PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit $(GPU_PARTS) wheel clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m interflow_vision.demo
+	$(BIN)/python -m interflow_vision.cli.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

@@ -39,7 +39,7 @@ def main() -> None:
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
     (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     inside = zipfile.ZipFile(wheel).namelist()
-    for name in ("interflow_kernels/_cpu.abi3.so", "interflow_kernels/py.typed", "interflow_vision/digits.yaml", "interflow_vision/cli.py"):
+    for name in ("interflow_kernels/_cpu.abi3.so", "interflow_kernels/py.typed", "interflow_vision/cli/digits.yaml", "interflow_vision/models/vgg.py"):
         assert name in inside, f"{name} is not in {wheel.name}"
     with tarfile.open(source) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
@@ -49,6 +49,7 @@ def main() -> None:
         "csrc/common/cuda/device.cuh",
         "csrc/common/cuda/ptx.cuh",
         "setup.py",
+        "cuda_build.py",
         "constraints.txt",
         "LICENSE",
         "tests/conftest.py",

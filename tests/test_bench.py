@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -373,6 +374,25 @@ def test_networks_are_shown_with_and_without_a_peer():
     assert [row[-1] for row in shown["With Interflow against without"]] == ["-", "3.00x [3.00, 3.00]"]
     assert "compiled, against plain" in readme.section(run_, "x")
     assert page.page(run_, tables.tables(run_), charts.charts(run_), report.facts(run_)).count("compiled") >= 3
+
+
+def test_what_is_compiled_names_its_torch():
+    run_ = copy.deepcopy(synthetic(0, cases=1))
+    about = {"pass": "inference", "dtype": "bf16", "layout": "nchw", "batch": 8, "pixels": 224, "compiled": True}
+    kinds = {"Interflow fused": "ours", "plain": "base"}
+    network = case.Case("network", "vgg16 compiled", "wall", {n: case.Provider(lambda i: None, kind) for n, kind in kinds.items()}, about, images=8)
+    run_.rows.extend(run.summary(network, {"Interflow fused": [1e-3] * 9, "plain": [2e-3] * 9}, n, CPU) for n in kinds)
+    for row in run_.rows[:3]:
+        row["provider"] = {"eager": "compiled"}.get(row["provider"], row["provider"])
+        row["speed_up"] = {("compiled" if name == "eager" else name): ratio for name, ratio in row.get("speed_up", {}).items()}
+        row["best_peer"] = row.get("best_peer") and "compiled"
+    shown = results.versioned(run_)
+    assert results.versioned(shown) == shown and run_.rows[1]["provider"] == "compiled"  # two runs are compared by the plain names
+    text = report.markdown(run_) + readme.section(run_, "x")
+    for line in text.splitlines():
+        assert not re.search(r"\bcompiled\b(?! \(torch 2\.13\.0\))", line), line
+    assert text.count("compiled (torch 2.13.0)") >= 6
+    charts.charts(run_)
 
 
 def test_a_busy_machine_is_named():

@@ -215,6 +215,7 @@ def test_no_part_takes_more_than_200_seconds_and_a_visit_no_more_than_230():
         assert sum(seconds for _, seconds in call) <= 230, name
         script = ROOT / f"bench/gpu/{name}.sh"
         assert os.access(script, os.X_OK) and f"-m gpu {name} " in script.read_text()
+    assert command_line.asked(["smoke"], None, rehearsal=True)[0][1] > 200
     assert command_line.asked(["smoke", "call2"], None) == (("smoke", 200), ("test", 200))
     assert [name for name, _ in command_line.asked(["all"], 60)] == list(parts.PARTS)
     assert {part for call in parts.CALLS.values() for part, _ in call} == set(parts.PARTS) - {"build"}
@@ -272,12 +273,19 @@ def test_budgets_shrink_together_and_the_full_set_has_none(tmp_path):
     programs = measure.programs(where)
     assert {program.name for program in programs} == set(measure.BUDGETS)
     assert sum(measure.BUDGETS.values()) + measure.GRACE + measure.REPORT <= parts.PARTS["bench"].seconds
-    left, given = 100.0, {}
-    for i, program in enumerate(programs):  # each takes what it is given: they end in time, with the same share of their budgets
-        given[program.name] = measure.allowed(programs[i:], left)
-        left -= given[program.name]
-    assert left == pytest.approx(measure.GRACE)
-    assert len({round(given[name] / budget, 6) for name, budget in measure.BUDGETS.items()}) == 1
+
+    def given(left):
+        """Where each takes what it is given."""
+        found = {}
+        for i, program in enumerate(programs):
+            found[program.name] = measure.allowed(programs[i:], left)
+            left -= found[program.name]
+        return found, left
+
+    more, left = given(measure.GRACE + 2 * sum(measure.BUDGETS.values()))
+    assert more == pytest.approx({name: 2 * budget for name, budget in measure.BUDGETS.items()}) and left == pytest.approx(measure.GRACE)
+    some, _ = given(measure.GRACE + 70.0)
+    assert list(some.values()) == [30.0, 35.0, 0.0, 0.0, 0.0]  # the first ones whole, rather than a little of each
     assert measure.allowed(programs, 5.0) == 0 and measure.command(programs[0], where, 0.0).seconds == 0
     assert measure.command(programs[0], where, 40.0).words[-2:] == ["--budget", "40"]
     full = setting.Setting("cuda", tmp_path, None, process.Log(io.StringIO()), (9, 0), full=True, only="inference")

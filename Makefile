@@ -1,5 +1,5 @@
 # make demo    trains Interflow VGG-16 on the embedded digits, prints accuracy and throughput
-# make test    runs the whole test suite
+# make test    runs the whole test suite, one worker process for each core; WORKERS=0 runs it in one process
 # make lint    ruff and mypy
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
@@ -24,6 +24,7 @@ BENCH_OUT ?= bench/results/local
 
 BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
+WORKERS ?= auto
 DEVICE ?= cuda
 
 .PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit wheel clean \
@@ -33,7 +34,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

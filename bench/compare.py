@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.stats import holm, rank_p_value, unpaired_ratio_interval
-from reporting.results import Results, Row, busy, load, machine_line, samples
+from reporting.results import Results, Row, busy, load, machine_line, run_command, samples
 
 YARDSTICKS = ("copy", "read", "torch.empty", "plain", "none", "eager", "eager head(xs)", "Interflow naive")
 SIGNIFICANT = 0.05
@@ -75,4 +75,4 @@ def report(a: Results, b: Results) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    print(report(load(Path(sys.argv[1])), load(Path(sys.argv[2]))))
+    run_command(lambda: print(report(load(Path(sys.argv[1])), load(Path(sys.argv[2])))))

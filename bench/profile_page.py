@@ -1,10 +1,10 @@
 """The page of docs/ from a profile that was measured: python bench/profile_page.py bench/results/NAME writes docs/profile-NAME.md"""
 
-import json
 import sys
 from pathlib import Path
 
-from reporting.profile import FILE, markdown
+from reporting.profile import FILE, OF_A_PROFILE, markdown
+from reporting.results import read_json, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -12,12 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def page(folder: Path) -> tuple[Path, str]:
     """Where it goes, and its text."""
     source = folder.resolve() / FILE
-    return ROOT / "docs" / f"profile-{source.parent.name}.md", markdown(json.loads(source.read_text()), source.relative_to(ROOT).as_posix())
+    return ROOT / "docs" / f"profile-{source.parent.name}.md", markdown(read_json(source, OF_A_PROFILE)[0], source.relative_to(ROOT).as_posix())
+
+
+def main(folder: Path) -> None:
+    path, text = page(folder)
+    path.write_text(text)
+    print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    path, text = page(Path(sys.argv[1]))
-    path.write_text(text)
-    print(path.relative_to(ROOT))
+    run_command(lambda: main(Path(sys.argv[1])))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from reporting.results import Results, Row, busy, headline, load, verdict, versioned
+from reporting.results import Results, Row, busy, headline, load, run_command, verdict, versioned
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
@@ -58,8 +58,12 @@ def rewritten(readme: str, new: str) -> str:
     return readme[: readme.index(BEGIN)] + new + readme[readme.index(END) + len(END) :]
 
 
+def main(folder: str) -> None:
+    path = ROOT / "README.md"
+    path.write_text(rewritten(path.read_text(), section(load(Path(folder)), folder.rstrip("/"))))
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    path = ROOT / "README.md"
-    path.write_text(rewritten(path.read_text(), section(load(Path(sys.argv[1])), sys.argv[1].rstrip("/"))))
+    run_command(lambda: main(sys.argv[1]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from reporting.charts import charts
 from reporting.drawing import Chart
 from reporting.page import page
-from reporting.results import Results, headline, load, machine_line, verdict
+from reporting.results import Results, headline, load, machine_line, run_command, verdict
 from reporting.tables import tables
 
 MADE_BY = {"quick": "bench", "full": "bench-full", "gpu": "gpu", "gpu-full": "gpu-full"}  # set -> target
@@ -48,4 +48,4 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    run_command(lambda: main(Path(sys.argv[1])))

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/interflow_head_schedule.h"
+#include "interflow_head/cuda/schedule.h"
 
 namespace {
 
@@ -45,7 +45,7 @@ HeadSchedule schedule(const std::vector<std::vector<int64_t>>& maps, int64_t bat
 
 void define_schedule(pybind11::module_& m) {
   using interflow::StageSchedule;
-  pybind11::class_<StageSchedule>(m, "StageSchedule", "How one stage is pooled: see csrc/cuda/interflow_head_schedule.h.")
+  pybind11::class_<StageSchedule>(m, "StageSchedule", "How one stage is pooled: see csrc/interflow_head/cuda/schedule.h.")
       .def_readonly("pixels", &StageSchedule::pixels)
       .def_readonly("flat", &StageSchedule::flat)
       .def_readonly("vectors", &StageSchedule::vectors)

@@ -3,7 +3,7 @@
 from ._backend import backend
 from ._version import __version__
 from .functional import interflow_head, stage_tap
-from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, TapConv2d
+from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, conv_tap
 
 __all__ = [
     "AuxiliaryHeads",
@@ -11,9 +11,9 @@ __all__ = [
     "FusedInterflowHead",
     "InterflowHead",
     "StageTap",
-    "TapConv2d",
     "__version__",
     "backend",
+    "conv_tap",
     "interflow_head",
     "stage_tap",
 ]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from . import _native
+from ._options import shown
 from .triton import registration
 
 NAMES = ("auto", "native", "triton", "eager")
@@ -18,8 +19,8 @@ _warned: set[str] = set()
 
 
 def _checked(name: str, where: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"{where} must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, NAMES))}, got {shown(name)}")
     return name
 
 

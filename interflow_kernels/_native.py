@@ -1,5 +1,6 @@
 """Loads the compiled libraries once, at import, or remembers in one sentence why not and what mends it."""
 
+import ctypes
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 MINIMUM_TORCH = (2, 10)
+_HEAD = "interflow_kernels::interflow_head"
 _AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REBUILD = f"reinstall with: {_AGAIN}"
 
@@ -71,19 +73,34 @@ def _whose() -> str:
     return f"the folder that INTERFLOW_LIBRARIES names, {libraries}" if _brought else "the installed package"
 
 
+def schemas_exist() -> bool:
+    """Whether the operators are defined in this process, by whomever."""
+    return bool(torch._C._jit_get_schemas_for_operator(_HEAD))
+
+
+def _loaded(path: Path, kind: str) -> str | None:
+    """Loads a library; None where its operators serve, or those of another copy of its version that came first, else why not."""
+    torch.ops.load_library(path)
+    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/common/registration.h
+    refusal.restype = ctypes.c_char_p
+    text = refusal()
+    return None if text is None else f"{text.decode()}; load one version of it alone"
+
+
 def _load_cpu() -> str | None:
     if torch_version() < MINIMUM_TORCH:
         return f"the kernels need torch >= 2.10, this is torch {torch.__version__}; upgrade torch"
+    if schemas_exist() and torch._C._dispatch_has_kernel_for_dispatch_key(_HEAD, "AutocastCPU"):  # as ops/ registers it
+        return "another copy of this Python package serves the operators in this process; import one of them alone"
     path = library_path("_cpu")
     if path is None:
         if platform.system() != "Linux":
             return f"no compiled kernels for {platform.system()}: they are built on Linux (x86-64, aarch64) only"
         return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
-        torch.ops.load_library(path)
+        return _loaded(path, "cpu")
     except OSError as error:
         return f"the compiled library does not load into torch {torch.__version__} ({error}); {_REBUILD}"
-    return None
 
 
 def _load_cuda() -> str | None:
@@ -106,10 +123,9 @@ def _load_cuda() -> str | None:
     if path is None:
         return f"the compiled library _cuda is missing from {_whose()}; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     try:
-        torch.ops.load_library(path)
+        return _loaded(path, "cuda")
     except OSError as error:
         return f"the CUDA library does not load into torch {torch.__version__} ({error}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
-    return None
 
 
 def architecture_error(built: str, capability: tuple[int, int], name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How the stage tap's results lie in memory: strides of its maps, size of its mask (csrc/stage_tap.h), for fakes and for the Triton kernels."""
+"""How the stage tap's results lie in memory: strides of its maps, size of its mask (csrc/stage_tap/contract.h), for fakes and for the Triton kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,21 @@ from torch import Tensor
 
 
 def runs_along_channels(shape: Sequence[Any], strides: Sequence[Any]) -> bool:
-    """Whether the kernels take a map of this shape and strides as NHWC, and give m and du in that memory format."""
-    return strides[1] == 1 and shape[1] > 1
+    """Whether the kernels take a map of this shape and strides as NHWC, and give m and du in channels_last.
+
+    They do where the channels of a pixel lie together and the strides of C, W, H, B grow in this order. A dimension of size 1 does not
+    count; an image may be repeated (stride 0). All else comes contiguous. csrc/stage_tap/checks.h has the same rule.
+    """
+    if not (strides[1] == 1 and shape[1] > 1):
+        return False
+    last: Any = 1
+    for d in (3, 2):
+        if shape[d] == 1:
+            continue
+        if strides[d] <= last:
+            return False
+        last = strides[d]
+    return bool(strides[0] > last or strides[0] == 0 or shape[0] == 1)  # in this order: under torch.compile B may be unknown
 
 
 def is_channels_last(u: Tensor) -> bool:

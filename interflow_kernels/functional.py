@@ -1,11 +1,13 @@
 """The documented functions: validate, choose the backend, call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
-from . import _backend, _validate, reference
+from . import _backend, _fx, _options, _tracing, _validate, reference
 from .triton import registration
 
 if registration.schemas_exist():
@@ -29,13 +31,14 @@ def run_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
-    if not _serves(weight):
+    road = _tracing.road()
+    if not _serves(weight) or road == _tracing.PLAIN:
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
-    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches)
+    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, road)
 
 
 def interflow_head(
-    features: Sequence[Tensor],
+    features: Sequence[Tensor] | Mapping[str, Tensor],
     weight: Tensor,
     bias: Tensor | None,
     attention_weight: Tensor,
@@ -51,24 +54,40 @@ def interflow_head(
         p_i = flatten(adaptive_avg_pool2d(x_i, pool_size)),  z_i = p_i W_i^T + b_i,  y = attention(stack(z_i))
 
     Shapes: features n of [B, C_i, H_i, W_i] (any strides), with layout "NHWC" [B, H_i, W_i, C_i] or tokens [B, N_i, C_i],
-    or, already pooled, [B, D_i], D_i = C_i * Sh * Sw; weight [K, D], D = sum D_i; bias [n, K]; attention_weight and
-    attention_bias as the table of InterflowHead says. Returns y [B, K], with `return_branches` also Z [B, n, K].
+    or, already pooled, [B, D_i], D_i = C_i * Sh * Sw, in a list, a tuple or a mapping (its values in order); weight [K, D],
+    D = sum D_i; bias [n, K]; attention_weight and attention_bias as the table of InterflowHead says. Returns y [B, K], with
+    `return_branches` also Z [B, n, K].
 
     Dtypes: fp32, fp64, bf16, fp16, one for all; pooled features may be fp32 beside bf16 or fp16. Under autocast each
-    feature may have its own and y has the autocast dtype. Sums accumulate in fp32 or wider.
+    feature may have its own and y has the autocast dtype. Sums accumulate in fp32 or wider, long ones so that their error does
+    not grow with their length.
+
+    NaN and infinities stand in y and in the branch scores where plain PyTorch has them (`backend("eager")`), 0 * inf included; a
+    gradient is finite where PyTorch's is and nowhere else, but NaN and infinity may stand for each other in it. One thing differs:
+    a number that is too large only on PyTorch's way there, such as a half-precision branch score or a term of "nxn" that another
+    cancels, need not spoil the result, because sums are wider and "nxn" adds M's columns first.
 
     Differentiable once in features, weight, bias and attention; a second differentiation raises NotImplementedError.
     Raises ValueError or TypeError, naming the argument, what was expected and what came.
     Source: Z. Cai, arXiv 2106.14073.
     """
-    mode = _validate.attention_mode(attention)
-    pool = _validate.pair(pool_size, "pool_size")
+    mode = _options.attention_mode(attention)
+    pool = _options.pair(pool_size, "pool_size")
+    return_branches = _options.flag(return_branches, "return_branches")
     if not isinstance(features, (list, tuple)):
-        raise TypeError(f"features must be a list or tuple of tensors, one for each stage, got {type(features).__name__}")
+        features = _validate.listed(features)
     n = len(features)
-    _validate.stage_count(n, "features")
-    checked = _validate.features(features, weight, n, pool, _validate.layouts(layout, n))
-    width = sum(x.shape[1] * (pool[0] * pool[1] if x.dim() == 4 else 1) for x in checked)
+    _options.stage_count(n, "features")
+    try:
+        if not isinstance(weight, Tensor):
+            _validate.not_a_tensor(weight, "weight")
+        checked = _validate.features(features, weight, n, pool, _options.layouts(layout, n))
+    except TypeError:
+        options: dict[str, Any] = {"attention": attention, "pool_size": pool_size, "layout": layout, "return_branches": return_branches}
+        return _fx.leaf(interflow_head, features, weight, bias, attention_weight, attention_bias, **options)
+    bins, width = pool[0] * pool[1], 0
+    for x in checked:
+        width += x.shape[1] * (bins if x.dim() == 4 else 1)
     _validate.parameters(weight, bias, mode, attention_weight, attention_bias, n, width)
     y, branches = run_head(checked, weight, bias, attention_weight, attention_bias, mode, pool, return_branches)
     if not return_branches:
@@ -84,9 +103,12 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
         m = max_pool2d(v, 2, 2)                [B, C, H // 2, W // 2]; None for max_pool=False
         p = mean of v over H, W                [B, C]
 
-    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype and memory format; p is fp32
-    (fp64 for fp64 u) and sums in one order, whatever the batch or the thread count. The last row or column of an odd size
-    counts in p, not in m; of H or W = 1, m is empty.
+    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None. m has u's dtype; p is fp32 (fp64 for fp64 u)
+    and sums in one order, whatever the batch or the thread count. The last row or column of an odd size counts in p, not
+    in m; of H or W = 1, m is empty.
+
+    Memory: m and the gradient of u are channels_last where u has C > 1, stride 1 between channels, and strides of C, W, H, B that
+    grow in this order (dimensions of size 1 do not count, an image may be repeated with stride 0); else they are contiguous.
 
     Bits: on every device, m has those of PyTorch's own operators on a CPU, and so has the gradient of u that comes from m or
     from p alone (from both together: in fp32 and fp64). PyTorch itself differs between devices and versions: on CUDA,
@@ -100,8 +122,11 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
 
     Raises ValueError or TypeError, naming the argument, what was expected and what came.
     """
+    if isinstance(u, Proxy):
+        return _fx.leaf(stage_tap, u, shift, max_pool=max_pool)
     _validate.tap(u, shift)
-    max_pool = bool(max_pool)
-    if not _serves(u):
+    max_pool = _options.flag(max_pool, "max_pool")
+    road = _tracing.road()
+    if not _serves(u) or road == _tracing.PLAIN:
         return reference.stage_tap(u, shift, max_pool)
-    return ops.stage_tap(u, shift, max_pool)
+    return ops.stage_tap(u, shift, max_pool, road)

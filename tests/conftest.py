@@ -1,7 +1,16 @@
 """Fixtures for the whole suite."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Side by side, workers share the cores: threads of one that spin would take the time of the others."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

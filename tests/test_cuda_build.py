@@ -18,7 +18,7 @@ from cuda_code import ARCHITECTURES, Kernel, Promise, complaints, disassembler, 
 from interflow_kernels import _backend, _native
 
 ROOT = Path(__file__).parent.parent
-KERNEL_FILES = sorted(ROOT.glob("csrc/cuda/*.cu"))
+KERNEL_FILES = sorted(ROOT.glob("csrc/*/cuda/*.cu"))
 
 PATH = r"\(interflow::TapPath\)"
 PROMISES = (
@@ -131,7 +131,7 @@ def test_the_library_loads_and_registers_without_a_gpu(built, tmp_path):
     stand_in = tmp_path / "stand_in.so"
     code = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { *stream = 0; return 0; }"
     subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", stand_in], input=code, text=True, check=True)
-    operators = sorted({name for f in ROOT.glob("csrc/cuda/*.cpp") for name in re.findall(r'm\.impl\("(\w+)"', f.read_text())})
+    operators = sorted({name for f in ROOT.glob("csrc/*/cuda/*.cpp") for name in re.findall(r'm\.impl\("(\w+)"', f.read_text())})
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(built.library), *operators], capture_output=True, text=True, env={**os.environ, "LD_PRELOAD": str(stand_in)}
     )
@@ -148,7 +148,7 @@ def kernels(built) -> list[Kernel]:
         return kernels_of((built.folder / f"{stem}.log").read_text(), built.folder / f"{stem}.o", program)
 
     with ThreadPoolExecutor(2) as pool:
-        return [kernel for found in pool.map(read, [file.stem for file in KERNEL_FILES]) for kernel in found]
+        return [kernel for found in pool.map(read, [object_name(str(file)) for file in KERNEL_FILES]) for kernel in found]
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_float_atomics_by_name():
 
 # --- the source ---------------------------------------------------------------------------------------------------------
 def test_kernel_files_keep_to_the_common_language():
-    found = [text for f in (*KERNEL_FILES, *sorted(ROOT.glob("csrc/cuda/*.cuh"))) for text in forbidden(f.name, f.read_text())]
+    found = [text for f in (*KERNEL_FILES, *sorted(ROOT.glob("csrc/*/cuda/*.cuh"))) for text in forbidden(f.name, f.read_text())]
     assert not found, "\n".join(found)
     torch_headers = [f.name for f in KERNEL_FILES if re.search(r"#include\s*<torch/", f.read_text())]
     assert not torch_headers

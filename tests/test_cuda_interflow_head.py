@@ -225,7 +225,7 @@ def test_fp64_is_refused_by_name(library):
 
 
 # --- mistakes that must be caught ---------------------------------------------------------------------------------------
-POOL, FORWARD, SCHEDULE = "csrc/cuda/interflow_head_pool.cuh", "csrc/cuda/interflow_head_fwd.cu", "csrc/cuda/interflow_head_schedule.h"
+POOL, FORWARD, SCHEDULE = "csrc/interflow_head/cuda/pool.cuh", "csrc/interflow_head/cuda/forward.cu", "csrc/interflow_head/cuda/schedule.h"
 STORED = "    for (int n = 0; n < N; ++n) place[n] = sums[n];\n  }\n"
 RELEASE = "release(P.counters + P.schedule.done_counter(group), 1)"
 TURNS = "return r < units ? Ticket{true, g + 1, r} : Ticket{false, g, r - units};"

@@ -13,7 +13,7 @@ from interflow_kernels.testing import LAYOUTS, TapCase, in_layout, tap_inputs
 if reason := cuda_emulation.why_not():
     pytest.skip(reason, allow_module_level=True)
 
-PLAN = "csrc/cuda/stage_tap_plan.cpp"
+PLAN = "csrc/stage_tap/cuda/plan.cpp"
 NEVER_STAGED = Edit(PLAN, "if (u * size <= kTapStagedBytes && ", "if (false && ")
 BOTH = ("forward", "backward")
 MOST_SHARED = min(100 * 1024 // 2, 164 * 1024 // 3) - 1024  # two blocks on the smallest GPUs, three on sm_80, each with the 1 KB that the system takes
@@ -135,7 +135,7 @@ def test_blocks_have_room_on_every_gpu(library, max_pool):
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------------------
-PLANES, BACKWARD = "csrc/cuda/stage_tap_fwd_planes.cuh", "csrc/cuda/stage_tap_bwd_planes.cuh"
+PLANES, BACKWARD = "csrc/stage_tap/cuda/forward_planes.cuh", "csrc/stage_tap/cuda/backward_planes.cuh"
 MUTANT = [  # all in one library, each for maps of its own
     ONLY_BF16,
     Edit(PLANES, "if constexpr (kStaged) wait_for_copies();", "if (kStaged && s.height != 3) wait_for_copies();"),
@@ -174,7 +174,7 @@ def test_a_mistake_is_caught(height, says):
 
 BACKWARD_FILES = ("library.cpp", "cuda/host.cpp", "cuda/stage_tap_backward.cpp", "cuda/stage_tap_plan.cpp", "cuda/stage_tap_bwd.cu")
 BACKWARD_MUTANT = [
-    Edit("csrc/cuda/stage_tap_bwd.cu", ONLY_BF16.old, ONLY_BF16.new),
+    Edit("csrc/stage_tap/cuda/backward.cu", ONLY_BF16.old, ONLY_BF16.new),
     Edit(BACKWARD, "if constexpr (kStaged) wait_for_copies();", "if (kStaged && s.height != 3) wait_for_copies();"),
     Edit(
         BACKWARD,

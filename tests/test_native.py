@@ -17,7 +17,7 @@ def test_instruction_sets_agree_and_stay_inside_their_tensors(stem, tmp_path):
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler (CXX, g++)")
-    sources = [ROOT / f"tests/native/{stem}_driver.cpp", *(ROOT / f"csrc/cpu/{stem}_{isa}.cpp" for isa in ("baseline", "avx2"))]
+    sources = [ROOT / f"tests/native/{stem}_driver.cpp", *(ROOT / f"csrc/{stem}/cpu/{isa}.cpp" for isa in ("baseline", "avx2"))]
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-psabi", "-fsanitize=address"]
     include = Path(torch.__file__).parent / "include"
     build = [compiler, *flags, f"-I{ROOT / 'csrc'}", f"-isystem{include}", *map(str, sources), "-o", str(tmp_path / "driver")]

@@ -182,7 +182,7 @@ def test_nan_and_infinity_upstream_stay_where_they_belong(layout, max_pool):
 
 
 def mask_of_the_contract(u, shift, max_pool):
-    """The bytes that csrc/stage_tap.h describes."""
+    """The bytes that csrc/stage_tap/contract.h describes."""
     v, m = composed(u, shift)
     passes = ~(v <= 0)
     if not max_pool:

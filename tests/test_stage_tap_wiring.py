@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from interflow_kernels import StageTap, TapConv2d, reference, stage_tap
+from interflow_kernels import StageTap, conv_tap, reference, stage_tap
 from interflow_kernels.testing import LAYOUTS, TOLERANCE, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
 
 raw = torch.ops.interflow_kernels.stage_tap.default
@@ -114,10 +114,10 @@ def test_compile_fullgraph(compiler, layout, max_pool):
 def test_compile_inside_a_network():
     """Between convolutions, where the compiler chooses strides of its own."""
     torch._dynamo.reset()
-    first, last, tap = TapConv2d(3, 8, 3), nn.Conv2d(8, 4, 1), StageTap()
+    first, last, tap = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), StageTap()
 
     def network(x):
-        m, p = tap(first(x), first.bias)
+        m, p = conv_tap(first, tap, x)
         return last(m).mean((2, 3)) + p[:, :4]
 
     compiled = torch.compile(network, fullgraph=True, backend="inductor")
@@ -157,10 +157,10 @@ def test_compiled_sizes_may_be_dynamic():
 @BOTH
 def test_autocast_casts_nothing(layout, road):
     torch._dynamo.reset()
-    conv, x = TapConv2d(3, 8, 3), in_layout(torch.randn(2, 3, 9, 8), layout)
+    conv, x = nn.Conv2d(3, 8, 3), in_layout(torch.randn(2, 3, 9, 8), layout)
     tap = {"public": stage_tap, "compiled": torch.compile(stage_tap, fullgraph=True, backend="aot_eager"), "raw": lambda u, s: raw(u, s, True, True)[:2]}[road]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        u = conv(x)
+        u = conv._conv_forward(x, conv.weight, None)
         m, p = tap(u, conv.bias)
     assert (u.dtype, m.dtype, p.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     want, mean = reference.stage_tap(u, conv.bias, True)
@@ -251,13 +251,23 @@ def test_gradient_of_interleaved_channels_last_slices(max_pool):
     assert torch.equal(got, looped_gradients(tall.unbind(1), [shift] * 3, max_pool)[0])
 
 
+class Stage(nn.Module):
+    """A convolution and its tap."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.tap = nn.Conv2d(3, 4, 3), StageTap()
+
+    def forward(self, x):
+        return conv_tap(self.conv, self.tap, x)
+
+
 def test_per_sample_gradients_of_a_network():
-    conv, tap = TapConv2d(3, 4, 3), StageTap()
-    parameters, x = dict(conv.named_parameters()), torch.randn(5, 3, 8, 7)
+    stage = Stage()
+    parameters, x = dict(stage.named_parameters()), torch.randn(5, 3, 8, 7)
 
     def of(parameters, x):
-        u = torch.func.functional_call(conv, parameters, (x[None],))
-        m, p = tap(u, parameters["bias"])
+        m, p = torch.func.functional_call(stage, parameters, (x[None],))
         return m.square().sum() + p.sum()
 
     got = torch.vmap(torch.func.grad(of), (None, 0))(parameters, x)

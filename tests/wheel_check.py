@@ -51,9 +51,9 @@ def main() -> None:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     for name in (
         "csrc/library.cpp",
-        "csrc/cpu/vector.h",
-        "csrc/cuda/device.cuh",
-        "csrc/cuda/ptx.cuh",
+        "csrc/common/cpu/vector.h",
+        "csrc/common/cuda/device.cuh",
+        "csrc/common/cuda/ptx.cuh",
         "setup.py",
         "constraints.txt",
         "LICENSE",

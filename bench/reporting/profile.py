@@ -8,6 +8,7 @@ from .results import hardware, not_quiet, software
 from .tables import Cell, Table
 
 FILE = "profile.json"
+OF_A_PROFILE = ("machine", "settings", "date", "commit", "others_cores")
 LEAST = 0.001  # of a call: kernels below it share a row
 Profile = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from typing import Any
 Row = dict[str, Any]
 FILE = "results.json"
 OURS_NAMES = ("ours", "Interflow fused")
+OF_A_RUN = ("machine_info", "benchmarks", "datetime", "run")
+OF_A_ROW = ("case", "provider", "kind", "operator", "p50_us", "samples_us")
+
+
+class UnreadableError(ValueError):
+    """A file that is not one run's results; the text says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,42 @@ class Results:
 
 
 def load(folder: Path) -> Results:
-    """The results in `folder`, or of the file itself."""
+    """The results in `folder`, or of the file itself. Raises UnreadableError, one sentence, for a missing, cut or old file."""
     path = folder if folder.is_file() else folder / FILE
-    text = path.read_bytes()
-    data = json.loads(text)
+    data, digest = read_json(path, OF_A_RUN)
+    for number, benchmark in enumerate(data["benchmarks"]):
+        _check(path, benchmark.get("extra_info") if isinstance(benchmark, dict) else None, OF_A_ROW, f"benchmark {number}")
     rows = [benchmark["extra_info"] for benchmark in data["benchmarks"]]
-    return Results(
-        data["machine_info"], data.get("commit_info", {}).get("id", "unknown")[:10], data["datetime"][:10], data["run"], rows, hashlib.sha256(text).hexdigest()
-    )
+    return Results(data["machine_info"], data.get("commit_info", {}).get("id", "unknown")[:10], data["datetime"][:10], data["run"], rows, digest)
+
+
+def read_json(path: Path, keys: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What a benchmark wrote to `path`, and the file's SHA-256. Raises UnreadableError where it is missing, cut, or has not all `keys`."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read ({error.strerror}); give a folder into which a run of the benchmarks wrote {path.name}") from None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UnreadableError(f"{path} is not whole JSON ({error}); was the run cut short? Measure again") from None
+    _check(path, data, keys, "the file")
+    return data, hashlib.sha256(text).hexdigest()
+
+
+def _check(path: Path, found: Any, keys: Sequence[str], place: str) -> None:
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise UnreadableError(f"{path} is not a run of these benchmarks: {place} has no {missing[0]!r}; it may be of another version, so measure again")
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command line's main; results that cannot be read become one line and exit code 2."""
+    try:
+        main()
+    except UnreadableError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 COMPILED = ("compiled", "max-autotune")

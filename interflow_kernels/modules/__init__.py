@@ -2,6 +2,6 @@
 
 from .auxiliary import AuxiliaryHeads
 from .interflow_head import FoldedInterflowHead, FusedInterflowHead, InterflowHead
-from .stage_tap import StageTap, TapConv2d
+from .stage_tap import StageTap, conv_tap
 
-__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "StageTap", "TapConv2d"]
+__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "StageTap", "conv_tap"]

@@ -1,6 +1,5 @@
 """AuxiliaryHeads: a classifier a stage, trained beside the last one; what Interflow is compared with."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _validate, reference
+from .. import _options, _validate, reference
 
 
 class AuxiliaryHeads(nn.Module):
@@ -34,14 +33,14 @@ class AuxiliaryHeads(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
-        _validate.stage_count(len(self.in_channels), "in_channels")
-        self.num_classes = _validate.class_count(num_classes)
-        self.layout = _validate.layouts(layout, len(self.in_channels))
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"weight must be a finite number of at least 0, got {weight}")
-        self.loss_weight = float(weight)
-        self.classifiers = nn.ModuleList(nn.Linear(c, num_classes, device=device, dtype=dtype) for c in self.in_channels)
+        self.in_channels = _options.positive_ints(in_channels, "in_channels")
+        _options.stage_count(len(self.in_channels), "in_channels")
+        self.num_classes = _options.class_count(num_classes)
+        self.layout = _options.layouts(layout, len(self.in_channels))
+        self.loss_weight = _options.loss_weight(weight)
+        factory = _options.factory(device, dtype)
+        _options.weight_size(self.in_channels, self.num_classes)
+        self.classifiers = nn.ModuleList(nn.Linear(c, self.num_classes, **factory) for c in self.in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """n features -> Z [B, n, K] while training, z_n [B, K] in eval mode."""
@@ -55,20 +54,21 @@ class AuxiliaryHeads(nn.Module):
 
     def loss(self, branches: Tensor, target: Tensor) -> Tensor:
         """CE(z_n) + weight * sum over i < n of CE(z_i), from Z [B, n, K] and target [B] (class indices) or [B, K]; scalar."""
-        if branches.dim() != 3:
-            raise ValueError(f"branches must be [B, n, K], as forward gives them while training, got shape {tuple(branches.shape)}")
+        _validate.scores(branches, target)
         losses = [F.cross_entropy(z, target) for z in branches.unbind(1)]
         return losses[-1] + self.loss_weight * sum(losses[:-1], losses[-1].new_zeros(()))
 
     def _checked(self, features: Sequence[Tensor]) -> list[Tensor]:
-        weight = self.classifiers[0].weight
-        assert isinstance(weight, Tensor)
-        return _validate.features(features, weight, len(self.in_channels), (1, 1), self.layout, self.in_channels)
+        return _validate.features(features, _first_parameter(self.classifiers[0]), len(self.in_channels), (1, 1), self.layout, self.in_channels)
 
     def _scores(self, features: list[Tensor], i: int) -> Tensor:
         classifier = self.classifiers[i]
-        assert isinstance(classifier, nn.Linear)
-        return classifier(reference.pooled_stage(features[i], (1, 1)).to(classifier.weight.dtype))
+        return classifier(reference.pooled_stage(features[i], (1, 1)).to(_first_parameter(classifier).dtype))
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, num_classes={self.num_classes}, weight={self.loss_weight}"
+
+
+def _first_parameter(classifier: nn.Module) -> Tensor:
+    """For dtype and device: an nn.Linear's weight, or whatever a wrapper holds first; a computed weight is not computed for it."""
+    return next(classifier.parameters())

@@ -1,13 +1,17 @@
 """The head as modules: InterflowHead (plain PyTorch, the definition), FusedInterflowHead (the same, fused), and it folded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import _validate, functional, reference
+from .. import _fx, _options, _tracing, _validate, functional, reference
+from ._twin import only_read, recompute, twin
+
+# weight [K, D], bias [n, K], attention_weight, attention_bias
+Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 class InterflowHead(nn.Module):
@@ -37,7 +41,8 @@ class InterflowHead(nn.Module):
         attention_bias: whether the attention has a bias c ("gated" always has one, "hard" never).
         hard_weights: w for "hard"; default 1/n each.
 
-    Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K].
+    Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K]. Features come
+    in a list, a tuple or a mapping, whose values are taken in its order.
     Parameters: weight [K, D] with the stages' columns in order, bias [n, K], attention_weight, attention_bias.
 
     Raises ValueError or TypeError, one sentence each, on arguments or features that do not fit.
@@ -64,35 +69,34 @@ class InterflowHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
+        self.in_channels = _options.positive_ints(in_channels, "in_channels")
         self.num_stages = len(self.in_channels)  # n
-        _validate.stage_count(self.num_stages, "in_channels")
-        self.num_classes = _validate.class_count(num_classes)
-        self.attention = _validate.attention_mode(attention)
-        self.pool_size = _validate.pair(pool_size, "pool_size")
-        self.layout = _validate.layouts(layout, self.num_stages)
+        _options.stage_count(self.num_stages, "in_channels")
+        self.num_classes = _options.class_count(num_classes)
+        self.attention = _options.attention_mode(attention)
+        self.pool_size = _options.pair(pool_size, "pool_size")
+        self.layout = _options.layouts(layout, self.num_stages)
+        bias, attention_bias = _options.flag(bias, "bias"), _options.flag(attention_bias, "attention_bias")
         if attention == "hard" and attention_bias:
             raise ValueError("attention_bias must be False for attention='hard', whose weights are not trained")
         if attention != "hard" and hard_weights is not None:
             raise ValueError(f"hard_weights must be None for attention={attention!r}; they belong to attention='hard'")
         self.hard_weights = None if hard_weights is None else _validate.hard_weights(hard_weights, self.num_stages)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be floating point, got {dtype}")
+        factory = _options.factory(device, dtype)
+        _options.weight_size(self.in_channels, self.num_classes, self.pool_size)
 
         n, k = self.num_stages, self.num_classes
-        factory = {"device": device, "dtype": dtype}
         bins = self.pool_size[0] * self.pool_size[1]
         self.widths = tuple(c * bins for c in self.in_channels)  # D_i
         self.weight = nn.Parameter(torch.empty(k, sum(self.widths), **factory))
         self.bias = nn.Parameter(torch.empty(n, k, **factory)) if bias else None
-        shape = {"hard": (n,), "1xn": (n,), "nxn": (n, n), "classwise": (n, k), "gated": (n, n)}[attention]
+        shape, bias_shape = _validate.attention_shapes(attention, n, k)
         if attention == "hard":
             self.register_buffer("attention_weight", torch.empty(shape, **factory))
         else:
             self.attention_weight = nn.Parameter(torch.empty(shape, **factory))
-        bias_shape = {"hard": (0,), "1xn": (1,), "nxn": (n,), "classwise": (k,), "gated": (n,)}[attention]
         has_bias = attention_bias or attention == "gated"
-        self.attention_bias = nn.Parameter(torch.empty(bias_shape, **factory)) if has_bias else None
+        self.attention_bias = nn.Parameter(torch.empty(bias_shape or (), **factory)) if has_bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -118,85 +122,114 @@ class InterflowHead(nn.Module):
 
     def branch_weight(self, i: int) -> Tensor:
         """W_i [K, D_i]: a view of `weight`."""
-        if not -self.num_stages <= i < self.num_stages:
-            raise IndexError(f"i must be one of the {self.num_stages} stages, got {i}")
-        i %= self.num_stages
-        start = sum(self.widths[:i])
-        return self.weight[:, start : start + self.widths[i]]
+        return self._branch_weight(self.weight, i)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def _branch_weight(self, weight: Tensor, i: int) -> Tensor:
+        number = _options.integer(i)
+        if number is None:
+            raise TypeError(f"i must be an int, got {_options.shown(i)}")
+        if not -self.num_stages <= number < self.num_stages:
+            raise IndexError(f"i must be one of the {self.num_stages} stages, got {number}")
+        number %= self.num_stages
+        start = sum(self.widths[:number])
+        return weight[:, start : start + self.widths[number]]
+
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
         """n features -> logits y [B, K]."""
-        return self._run(self._checked(features), False)[0]
+        parameters = self._read()
+        try:
+            checked = self._checked(features, parameters[0])
+        except TypeError:
+            return _fx.leaf(self, features)
+        return self._run(checked, False, parameters)[0]
 
-    def forward_branches(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward_branches(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """n features -> logits y [B, K] and branch scores Z [B, n, K]."""
-        y, branches = self._run(self._checked(features), True)
+        if self._forward_pre_hooks:  # a call of the module runs them, a call of this method does not
+            recompute(self)
+        parameters = self._read()
+        try:
+            checked = self._checked(features, parameters[0])
+        except TypeError:
+            return _fx.leaf(self, features, method="forward_branches")
+        y, branches = self._run(checked, True, parameters)
         assert branches is not None
         return y, branches
 
-    def _checked(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return _validate.features(features, self.weight, self.num_stages, self.pool_size, self.layout, self.in_channels)
+    def _read(self) -> Parameters:
+        """(weight, bias, attention_weight, attention_bias), each read once: a parametrized one is computed by being read."""
+        # Straight from the dict where they lie there: nn.Module.__getattr__ costs 0.4 us a name, a tenth of the call in all.
+        # Parametrized ones and buffers take the usual way, and only they: dict.get would read the attribute in any case.
+        held = self._parameters
+        weight = held["weight"] if "weight" in held else self.weight  # noqa: SIM401
+        bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
+        attention_weight = held["attention_weight"] if "attention_weight" in held else self.attention_weight  # noqa: SIM401
+        attention_bias = held["attention_bias"] if "attention_bias" in held else self.attention_bias  # noqa: SIM401
+        return weight, bias, attention_weight, attention_bias  # type: ignore[return-value]  # weights are never None
 
-    def _run(self, features: list[Tensor], need_branches: bool) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, features: Sequence[Tensor] | Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
+        return _validate.features(features, weight, self.num_stages, self.pool_size, self.layout, self.in_channels)
+
+    def _run(self, features: list[Tensor], need_branches: bool, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
         """The one method that FusedInterflowHead overrides: checked NCHW features -> y, and Z where it is needed."""
-        return reference.interflow_head(features, self.weight, self.bias, self.attention_weight, self.attention_bias, self.attention, self.pool_size)
+        return reference.interflow_head(features, *parameters, self.attention, self.pool_size)
 
-    def stage_weights(self, features: Sequence[Tensor] | None = None) -> Tensor:
+    def stage_weights(self, features: Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Tensor:
         """The effective weight of each branch: A [n, K] with y = sum_i A_i Z_i + const; for "gated" the softmax of the given features, [B, n, K].
 
         Raw weights trade against the scale of W_i: they are no measure of how much a branch contributes.
         Raises ValueError for "gated" without features.
         """
-        with torch.no_grad():
+        with torch.no_grad(), only_read(self):
+            weight, _, attention_weight, attention_bias = parameters = self._read()
             if self.attention != "gated":
-                return reference.effective_weights(self.attention, self.attention_weight, self.num_stages, self.num_classes).clone()
+                return reference.effective_weights(self.attention, attention_weight, self.num_stages, self.num_classes).clone()
             if features is None:
                 raise ValueError("features must be given for attention='gated', whose weights depend on the input")
-            assert self.attention_bias is not None
-            scores = self.forward_branches(features)[1].to(self.weight.dtype)
-            return reference.gates(scores, self.attention_weight, self.attention_bias)
+            assert attention_bias is not None
+            _, scores = self._run(self._checked(features, weight), True, parameters)
+            assert scores is not None
+            return reference.gates(scores.to(weight.dtype), attention_weight, attention_bias)
 
     @torch.no_grad()
     def fold(self) -> "FoldedInterflowHead":
         """The head for inference: W'_i[k,:] = A_ik W_i[k,:], b'_k = sum_i A_ik b_i[k] + c_k, so y = sum_i p_i W'_i^T + b'.
 
-        Returns a new module; this one stays as it is. Raises ValueError for "gated", which is not linear in Z.
+        Returns a new module; this one stays as it is. Parametrized, weight-normed and pruned parameters are folded as they are
+        in eval mode. Raises ValueError for "gated", which is not linear in Z.
         """
         if self.attention == "gated":
             raise ValueError("attention='gated' cannot be folded: its weights depend on the input")
         n, k = self.num_stages, self.num_classes
-        a = reference.effective_weights(self.attention, self.attention_weight.double(), n, k)  # [n, K]
-        weight = torch.cat([a[i][:, None] * self.branch_weight(i).double() for i in range(n)], 1)
+        with only_read(self):
+            own, own_bias, attention_weight, attention_bias = self._read()
+        a = reference.effective_weights(self.attention, attention_weight.double(), n, k)  # [n, K]
+        weight = torch.cat([a[i][:, None] * self._branch_weight(own, i).double() for i in range(n)], 1)
         bias = torch.zeros(k, dtype=torch.float64, device=weight.device)
-        if self.bias is not None:
-            bias += (a * self.bias.double()).sum(0)
-        if self.attention_bias is not None:
-            bias += self.attention_bias.double().sum() if self.attention == "nxn" else self.attention_bias.double()
-        to = self.weight.dtype
-        return FoldedInterflowHead(self.in_channels, weight.to(to), bias.to(to), self.pool_size, self.layout, fused=self._fused)
+        if own_bias is not None:
+            bias += (a * own_bias.double()).sum(0)
+        if attention_bias is not None:
+            bias += attention_bias.double().sum() if self.attention == "nxn" else attention_bias.double()
+        return FoldedInterflowHead(self.in_channels, weight.to(own.dtype), bias.to(own.dtype), self.pool_size, self.layout, fused=self._fused)
 
     _fused = False
 
     def _config(self) -> dict[str, Any]:
         """The constructor's arguments."""
+        with torch.no_grad(), only_read(self):
+            _, bias, _, attention_bias = self._read()
         return {
             "in_channels": self.in_channels,
             "num_classes": self.num_classes,
             "attention": self.attention,
             "pool_size": self.pool_size,
             "layout": self.layout,
-            "bias": self.bias is not None,
-            "attention_bias": self.attention_bias is not None,
+            "bias": bias is not None,
+            "attention_bias": attention_bias is not None,
             "hard_weights": self.hard_weights,
         }
 
-    def _shares(self, other: "InterflowHead") -> "InterflowHead":
-        """Takes over the parameters of `other`: the same tensors, not copies."""
-        for name, parameter in other._parameters.items():
-            self._parameters[name] = parameter
-        for name, buffer in other._buffers.items():
-            self._buffers[name] = buffer
-        return self.train(other.training)
+    __prepare_scriptable__ = _tracing.no_script
 
     def extra_repr(self) -> str:
         parts = [f"in_channels={self.in_channels}", f"num_classes={self.num_classes}", f"attention={self.attention!r}"]
@@ -204,8 +237,9 @@ class InterflowHead(nn.Module):
             parts.append(f"pool_size={self.pool_size}")
         if "NHWC" in self.layout:
             parts.append(f"layout={self.layout}")
-        for name in ("weight", "bias", "attention_weight", "attention_bias"):
-            tensor = getattr(self, name)
+        with torch.no_grad(), only_read(self):
+            parameters = self._read()
+        for name, tensor in zip(("weight", "bias", "attention_weight", "attention_bias"), parameters, strict=True):
             parts.append(f"{name}={None if tensor is None else list(tensor.shape)}")
         return ", ".join(parts)
 
@@ -216,41 +250,38 @@ class FusedInterflowHead(InterflowHead):
     Forward pools every stage, multiplies and aggregates in one operator; backward writes nothing of a feature map's size:
     a map's gradient is an expanded (stride 0) view of the pooled one. Where no kernel serves the device the plain path runs,
     with one warning that says why (`python -m interflow_kernels.info`). Arguments, shapes and errors: see InterflowHead.
+
+    Such a view is what a hook on a map, the hooks of the module that made it, and torch.autograd.grad get. PyTorch refuses
+    to change it in place or to .view(-1) it: give back a new tensor (g * 2, g.clamp(-1, 1)), take g.reshape(-1), or make it
+    dense first, `x.register_hook(lambda g: g.contiguous())`, after which later hooks may do both. The .grad of a leaf is
+    dense anyway. With a pool_size other than 1 no gradient is such a view.
     """
 
     _fused = True
 
-    def _run(self, features: list[Tensor], need_branches: bool) -> tuple[Tensor, Tensor | None]:
-        # Straight from the dict where they lie there: nn.Module.__getattr__ costs 0.4 us a name, a tenth of the call in all.
-        # Parametrized or buffered ones take the usual way.
-        held = self._parameters
-        weight, bias = held.get("weight"), held.get("bias")
-        attention_weight, attention_bias = held.get("attention_weight"), held.get("attention_bias")
-        return functional.run_head(
-            features,
-            self.weight if weight is None else weight,
-            self.bias if bias is None else bias,
-            self.attention_weight if attention_weight is None else attention_weight,
-            self.attention_bias if attention_bias is None else attention_bias,
-            self.attention,
-            self.pool_size,
-            need_branches,
-        )
+    def _run(self, features: list[Tensor], need_branches: bool, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
+        return functional.run_head(features, *parameters, self.attention, self.pool_size, need_branches)
 
     @classmethod
     def from_eager(cls, head: InterflowHead) -> "FusedInterflowHead":
-        """The fused head with the parameters of `head`: the same tensors, so both train together."""
-        fused = cls(**head._config(), device="meta")
-        fused._shares(head)
-        return fused
+        """The fused head with the parameters of `head`: the same tensors, so both train together.
+
+        Parametrizations, weight_norm, spectral_norm and pruning go along; other hooks stay with `head`. Raises TypeError for anything but a head.
+        """
+        if not isinstance(head, InterflowHead):
+            raise TypeError(f"head must be an InterflowHead, got {type(head).__name__}")
+        return twin(head, cls)
 
     def to_eager(self) -> InterflowHead:
-        """The plain PyTorch head with the parameters of this one: the same tensors, so both train together."""
-        return InterflowHead(**self._config(), device="meta")._shares(self)
+        """The plain PyTorch head with the parameters of this one: the same tensors, so both train together.
+
+        Parametrizations, weight_norm, spectral_norm and pruning go along; other hooks stay with this module.
+        """
+        return twin(self, InterflowHead)
 
 
 class FoldedInterflowHead(nn.Module):
-    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Forward only: no gradient flows through it.
+    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Its weights are buffers; features are differentiated.
 
     Args:
         in_channels: C_i of each stage.
@@ -276,25 +307,26 @@ class FoldedInterflowHead(nn.Module):
         fused: bool = True,
     ) -> None:
         super().__init__()
-        self.in_channels = _validate.positive_ints(in_channels, "in_channels")
-        self.pool_size = _validate.pair(pool_size, "pool_size")
-        self.layout = _validate.layouts(layout, len(self.in_channels))
-        self.fused = fused
-        width = sum(self.in_channels) * self.pool_size[0] * self.pool_size[1]
-        if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(f"weight must be [K, {width}], got shape {tuple(weight.shape)}")
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
+        self.in_channels = _options.positive_ints(in_channels, "in_channels")
+        self.pool_size = _options.pair(pool_size, "pool_size")
+        self.layout = _options.layouts(layout, len(self.in_channels))
+        _options.stage_count(len(self.in_channels), "in_channels")
+        self.fused = _options.flag(fused, "fused")
+        _validate.folded(weight, bias, sum(self.in_channels) * self.pool_size[0] * self.pool_size[1])
         self.register_buffer("weight", weight.detach())
         self.register_buffer("bias", bias.detach())
 
-    @torch.no_grad()
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
         """n features -> logits y [B, K]."""
-        checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
+        try:
+            checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
+        except TypeError:
+            return _fx.leaf(self, features)
         if self.fused:
             return functional.run_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size, False)[0]
         return reference.interflow_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size)[0]
+
+    __prepare_scriptable__ = _tracing.no_script
 
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, weight={list(self.weight.shape)}, bias={list(self.bias.shape)}, fused={self.fused}"

@@ -20,11 +20,6 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def transforms_are_active() -> bool:
-    """Whether torch.compile traces or a torch.func transform runs: only the whole Function serves them."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
 def builds_no_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing could ask for a derivative, in reverse or forward mode."""
     if forward_ad._current_level >= 0:
@@ -40,21 +35,36 @@ def below_autograd(operator: Any, *arguments: Any) -> Any:
         return operator(*arguments)
 
 
-def looped(function: Any, batch_size: int, in_dims: Any, args: Any) -> Any:
+def looped(call: Callable[..., Any], batch_size: int, in_dims: Any, args: Any) -> Any:
     """One call for each slice of the mapped dimension, results stacked in front."""
     slices = [[a.select(d, v) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)] for v in range(batch_size)]
-    results = [function.apply(*each) for each in slices]
+    results = [call(*each) for each in slices]
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
-def differentiable_once(name: str, operator: Callable[[], Any], sentence: str) -> Any:
+def _raising(sentence: str) -> Callable[..., Any]:
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(sentence)
+
+    return refuse
+
+
+def forward_mode_raises(function: Any, sentence: str) -> Callable[[], Any]:
+    """Chooses at each call: `function`, or, where forward-mode differentiation is under way, the same with a jvp that raises.
+
+    Two classes, since Dynamo takes no Function that has a jvp. PyTorch calls it only where an input has a tangent.
+    """
+    refusing = type(function.__name__, (function,), {"jvp": staticmethod(_raising(sentence)), "__module__": function.__module__})
+    return lambda: refusing if forward_ad._current_level >= 0 else function
+
+
+def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forward_mode: str) -> Any:
     """The Function by which the public road calls the backward operator `name`: a second differentiation raises, by whichever road it comes.
 
     operator: gives what is called in place of the operator, looked up at each call.
+    twice, forward_mode: the sentences for a second differentiation, and for one in forward mode.
     """
-
-    def refuse(*_: Any) -> Any:
-        raise NotImplementedError(sentence)
+    refuse = _raising(twice)
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=library)
 
@@ -71,8 +81,10 @@ def differentiable_once(name: str, operator: Callable[[], Any], sentence: str) -
         def backward(ctx: Any, *grads: Any) -> Any:
             return refuse()
 
+        jvp = staticmethod(_raising(forward_mode))
+
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return looped(Backward, info.batch_size, in_dims, args)
+            return looped(Backward.apply, info.batch_size, in_dims, args)
 
     return Backward

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped, transforms_are_active
+from .._tap_format import is_channels_last
+from .._tracing import EAGER, OPERATOR
+from ._refusals import one_device
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
 raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
 
-_NO_DOUBLE_BACKWARD = "interflow_head: double backward is not implemented; use InterflowHead or backend('eager')"
+_REMEDY = "use the head's to_eager(), or backend('eager')"
+_NO_DOUBLE_BACKWARD = f"interflow_head: double backward is not implemented; {_REMEDY}"
+_NO_FORWARD_MODE = f"interflow_head: forward-mode differentiation (jvp, jacfwd, hessian) is not implemented; {_REMEDY}"
 
 
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
@@ -31,6 +36,7 @@ def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
 
 @torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=library)
 def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
+    one_device("interflow_head", features, weight, bias, attention_weight, attention_bias)
     batch, classes = features[0].shape[0], weight.shape[0]
     width = sum(_pooled_width(x, pool_size) for x in features)
     dtype = weight.dtype if dtype is None else dtype
@@ -48,6 +54,7 @@ def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, att
             return weight.new_empty((0,), dtype=dtype)
         return weight.new_empty(t.shape if needed else (0,), dtype=t.dtype)
 
+    one_device("interflow_head_backward", dy, dbranches, pooled, weight, bias, attention_weight, attention_bias)
     dtype = accumulation_dtype(weight)
     return (
         weight.new_empty(pooled.shape if len(feature_stages) else (0,), dtype=pooled.dtype),
@@ -74,7 +81,7 @@ def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, chan
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
+    return x.dim() == 4 and is_channels_last(x)
 
 
 # --- what both roads do -------------------------------------------------------------------------------------------------
@@ -145,7 +152,7 @@ torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, s
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
-_HeadBackward = differentiable_once("interflow_head_backward", lambda: raw_interflow_head_backward, _NO_DOUBLE_BACKWARD)
+_HeadBackward = differentiable_once("interflow_head_backward", lambda: raw_interflow_head_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
 class _Head(torch.autograd.Function):
@@ -159,7 +166,9 @@ class _Head(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         attention, pool_size, need_branches, _dtype, *tensors = inputs
         _y, branches, pooled = output
-        ctx.mark_non_differentiable(*((pooled,) if need_branches else (pooled, branches)))
+        # The gradients of "gated" depend on pooled: left differentiable, it leads a second differentiation to the Function that raises.
+        constant = [] if attention == "gated" and not torch.compiler.is_compiling() else [pooled]
+        ctx.mark_non_differentiable(*constant, *(() if need_branches else (branches,)))
         ctx.need_branches = need_branches
         _note_needs(ctx, ctx.needs_input_grad[4:8], ctx.needs_input_grad[8:])
         _remember(ctx, attention, pool_size, tensors[4:], pooled, tensors[:4])
@@ -174,15 +183,28 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         if any(d is not None for d in in_dims[4:8]):  # mapped parameters: a head for each slice
-            return looped(_Head, info.batch_size, in_dims, args)
+            return looped(_call, info.batch_size, in_dims, args)
         # Mapped features only: the mapped dimension joins the batch.
         joined = []
         for x, d in zip(args[8:], in_dims[8:], strict=True):
             x = x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
             joined.append(x.flatten(0, 1))
-        y, branches, pooled = _Head.apply(*args[:8], *joined)
+        y, branches, pooled = _call(*args[:8], *joined)
         split = [t.unflatten(0, (info.batch_size, -1)) if t.dim() > 1 else t for t in (y, branches, pooled)]
         return tuple(split), (0, 0 if args[2] else None, 0)
+
+
+_head = forward_mode_raises(_Head, _NO_FORWARD_MODE)
+
+
+def _call(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:
+    """y, branches, pooled: by the Function, or by the operator alone where no graph is built.
+
+    Under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features.
+    """
+    if not torch._C._are_functorch_transforms_active() and builds_no_graph((weight, bias, aw, ab, *features)):
+        return below_autograd(raw_interflow_head, list(features), weight, bias, aw, ab, attention, pool_size, need_branches, dtype)
+    return _head().apply(attention, pool_size, need_branches, dtype, weight, bias, aw, ab, *features)
 
 
 def interflow_head(
@@ -194,17 +216,19 @@ def interflow_head(
     attention: str,
     pool_size: tuple[int, int],
     need_branches: bool,
+    road: str = EAGER,
 ) -> tuple[Tensor, Tensor | None]:
-    """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here."""
+    """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here.
+
+    road: who records the call, by _tracing.road(); not PLAIN.
+    """
     dtype = reference.autocast_dtype(weight)
-    if not transforms_are_active() and torch.is_inference_mode_enabled():  # the shortest road, for serving
+    if road == OPERATOR or (
+        road == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
+    ):  # the shortest road, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-    elif not torch._C._are_functorch_transforms_active() and builds_no_graph((weight, bias, attention_weight, attention_bias, *features)):
-        # under torch.compile too: where no graph is built Dynamo inlines the Function's forward, and passes its ctx to one with *features
-        arguments = (features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
-        y, branches, _ = below_autograd(raw_interflow_head, *arguments)
     else:
-        y, branches, _ = _Head.apply(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
+        y, branches, _ = _call(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)
     return y, branches if need_branches else None
 
 

@@ -14,18 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._tap_format import is_channels_last, mask_bytes, new_map
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, library, looped
+from .._tap_format import is_channels_last, mask_bytes, new_map, runs_along_channels
+from .._tracing import EAGER, OPERATOR
+from ._refusals import one_device
+from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
 raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
 raw_stage_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
 
-_NO_DOUBLE_BACKWARD = "stage_tap: double backward is not implemented; use backend('eager')"
+_REMEDY = "use backend('eager')"
+_NO_DOUBLE_BACKWARD = f"stage_tap: double backward is not implemented; {_REMEDY}"
+_NO_FORWARD_MODE = f"stage_tap: forward-mode differentiation (jvp, jacfwd, hessian) is not implemented; {_REMEDY}"
 
 
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap", lib=library)
 def _(u, shift, max_pool, need_mask):  # type: ignore[no-untyped-def]
+    one_device("stage_tap", u, shift)
     channels_last = is_channels_last(u)
     return (
         new_map(u, (*u.shape[:2], u.shape[2] // 2, u.shape[3] // 2), u.dtype, channels_last) if max_pool else u.new_empty((0,)),
@@ -36,6 +41,7 @@ def _(u, shift, max_pool, need_mask):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake(f"{NAMESPACE}::stage_tap_backward", lib=library)
 def _(dm, dp, mask, like, max_pool, channels_last, need_shift):  # type: ignore[no-untyped-def]
+    one_device("stage_tap_backward", dm, dp, mask, like)
     du = new_map(like, like.shape, like.dtype, channels_last)
     return du, like.new_empty((like.shape[1] if need_shift else 0,), dtype=accumulation_dtype(like))
 
@@ -54,6 +60,8 @@ def _gradients(ctx: Any, run: Callable[..., Any], dm: Tensor | None, dp: Tensor 
         return None, None
     (mask,) = ctx.saved_tensors
     like = torch.empty((), dtype=ctx.dtype, device=mask.device).expand(ctx.shape)
+    if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        like.requires_grad_()  # a second differentiation is met by the sentence also where dm and dp are constants
     du, dshift = run(dm, dp, mask, like, ctx.max_pool, ctx.channels_last, need_shift)
     return du, dshift.to(ctx.shift_dtype) if need_shift else None
 
@@ -76,7 +84,7 @@ torch.library.register_autograd(f"{NAMESPACE}::stage_tap", _raw_backward, setup_
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
-_TapBackward = differentiable_once("stage_tap_backward", lambda: raw_stage_tap_backward, _NO_DOUBLE_BACKWARD)
+_TapBackward = differentiable_once("stage_tap_backward", lambda: raw_stage_tap_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
 class _Tap(torch.autograd.Function):
@@ -104,20 +112,28 @@ class _Tap(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         max_pool, u, shift = args
         if in_dims[2] is not None:  # a mapped shift: a tap for each slice
-            return looped(_Tap, info.batch_size, in_dims, args)
+            return looped(_tap().apply, info.batch_size, in_dims, args)
         slices = u.movedim(in_dims[1], 0)
         together = slices.flatten(0, 1)
-        if is_channels_last(together) != (slices.stride(2) == 1 and slices.shape[2] > 1):  # copied: its mask would not be the slices'
-            return looped(_Tap, info.batch_size, in_dims, args)
-        m, p, mask = _Tap.apply(max_pool, together, shift)
+        if is_channels_last(together) != runs_along_channels(slices.shape[1:], slices.stride()[1:]):  # copied: its mask would not be the slices'
+            return looped(_tap().apply, info.batch_size, in_dims, args)
+        m, p, mask = _tap().apply(max_pool, together, shift)
         split = [t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in ((m, p, mask) if max_pool else (p, mask))]
         return (*split,) if max_pool else (m, *split), (0 if max_pool else None, 0, 0)
 
 
-def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> tuple[Tensor | None, Tensor]:
-    """u [B, C, H, W], shift [C], checked -> m [B, C, H/2, W/2] or None, p [B, C]. No mask is written where no graph is built."""
-    if builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():
+_tap = forward_mode_raises(_Tap, _NO_FORWARD_MODE)
+
+
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, road: str = EAGER) -> tuple[Tensor | None, Tensor]:
+    """u [B, C, H, W], shift [C], checked -> m [B, C, H/2, W/2] or None, p [B, C]. No mask is written where no graph is built.
+
+    road: who records the call, by _tracing.road(); not PLAIN. A recorded program keeps its mask: it may be differentiated later.
+    """
+    if road == OPERATOR:
+        m, p, _ = raw_stage_tap(u, shift, max_pool, True)
+    elif builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():
         m, p, _ = below_autograd(raw_stage_tap, u, shift, max_pool, False)
     else:
-        m, p, _ = _Tap.apply(max_pool, u, shift)
+        m, p, _ = _tap().apply(max_pool, u, shift)
     return m if max_pool else None, p

@@ -77,7 +77,8 @@ def product(a, b, SPLIT: tl.constexpr):
     a1, rest = _part(rest)
     a2 = from_fp32(rest, tl.bfloat16)
     if b.dtype == tl.bfloat16:
-        small = _mma(a2, b) + _mma(a1, b)
+        b_finite = from_fp32(_finite(to_fp32(b)), tl.bfloat16)
+        small = _mma(a2, b_finite) + _mma(a1, b_finite)
         return small + _mma(a0, b)
     b0, rest = _part(to_fp32(b))
     b1 = from_fp32(rest, tl.bfloat16)

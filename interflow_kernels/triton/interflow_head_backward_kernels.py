@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
-from .interflow_head_kernels import CLASSWISE, FOLDED, GATED, NXN, branch_scores, gate_argument, gated, linear_weight
+from .interflow_head_kernels import branch_scores, gate_argument, gated
+from .interflow_head_linear import CLASSWISE, FOLDED, GATED, NXN, weighted
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -125,7 +126,7 @@ def _upstream(
     if dy is not None:
         found = to_fp32(tl.load(dy + rows * DY[0] + cols * DY[1], mask=inside, other=0.0))
         if not SCALED:
-            found *= linear_weight(attention_weight, i, k, MODE, N, N2, K)[None, :]
+            found = weighted(found, attention_weight, i, k, MODE, N, N2, K)
     if dbranches is not None:
         found += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + cols * DZ[2], mask=inside, other=0.0))
     return found
@@ -201,14 +202,17 @@ def head_gradients(
             p = tl.load(pooled + b.to(tl.int64)[:, None] * D + d[None, :], mask=(b < batch)[:, None] & in_d, other=0.0)
             total += product(tl.trans(g), p, SPLIT)
             upstream, lost = add_exactly(upstream, lost, tl.sum(g, axis=0))
-        a = tl.full([CLASSES], 1.0, tl.float32)
-        if SCALED:
-            a = linear_weight(attention_weight, i, k, MODE, N, N2, K)
         at = k.to(tl.int64)[:, None] * D + d[None, :]
         if dweight is not None:
-            tl.store(dweight + at, from_fp32(total * a[:, None], dweight.dtype.element_ty), mask=in_k[:, None] & in_d)
+            dw = total
+            if SCALED:
+                dw = weighted(total, attention_weight, i, k, MODE, N, N2, K, True)
+            tl.store(dweight + at, from_fp32(dw, dweight.dtype.element_ty), mask=in_k[:, None] & in_d)
         if dbias is not None:
-            tl.store(dbias + i * K + k, from_fp32(upstream * a, dbias.dtype.element_ty), mask=leading)
+            db = upstream
+            if SCALED:
+                db = weighted(upstream, attention_weight, i, k, MODE, N, N2, K)
+            tl.store(dbias + i * K + k, from_fp32(db, dbias.dtype.element_ty), mask=leading)
         if sums is not None:
             w = to_fp32(tl.load(weight + at, mask=in_k[:, None] & in_d, other=0.0))
             da = tl.sum(w * total, axis=1)

@@ -13,12 +13,7 @@ import triton
 import triton.language as tl
 
 from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
-
-HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
-NXN: tl.constexpr = tl.constexpr(1)
-CLASSWISE: tl.constexpr = tl.constexpr(2)
-GATED: tl.constexpr = tl.constexpr(3)
-FOLDED: tl.constexpr = tl.constexpr(4)
+from .interflow_head_linear import GATED, linear_offset, weighted
 
 STAGE_FIELDS: tl.constexpr = tl.constexpr(16)  # of a stage in STAGES, in the order of _pool's constants
 
@@ -191,34 +186,6 @@ def branch_scores(
 
 
 @triton.jit
-def linear_weight(attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr):
-    """A[i, k] of a linear mode, [classes] fp32."""
-    if MODE == CLASSWISE:
-        return to_fp32(tl.load(attention_weight + i * K + k, mask=k < K, other=0.0))
-    if MODE == FOLDED:
-        return tl.full([k.shape[0]], 1.0, tl.float32)
-    if MODE == NXN:  # all n outputs are summed: only M's column sums count
-        j = tl.arange(0, N2)
-        a = tl.sum(to_fp32(tl.load(attention_weight + j * N + i, mask=j < N, other=0.0)), axis=0)
-    else:
-        a = to_fp32(tl.load(attention_weight + i))
-    return tl.zeros([k.shape[0]], tl.float32) + a
-
-
-@triton.jit
-def linear_offset(attention_bias, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr):
-    """c[k] of a linear mode, [classes] fp32."""
-    if (MODE == CLASSWISE) or (MODE == FOLDED):
-        return to_fp32(tl.load(attention_bias + k, mask=k < K, other=0.0))
-    if MODE == NXN:
-        j = tl.arange(0, N2)
-        c = tl.sum(to_fp32(tl.load(attention_bias + j, mask=j < N, other=0.0)), axis=0)
-    else:
-        c = to_fp32(tl.load(attention_bias))
-    return tl.zeros([k.shape[0]], tl.float32) + c
-
-
-@triton.jit
 def gate_argument(zs, matrix, offset, i, N: tl.constexpr):
     """s_i = sum_j M_ij z_j + c_i of a tile."""
     s = zs[0] * 0.0 + to_fp32(tl.load(offset + i))
@@ -383,7 +350,7 @@ def head_tail(
         if MODE == GATED:
             zs = zs + (z,)
         else:
-            result += z * linear_weight(attention_weight, i, k, MODE, N, N2, K)[None, :]
+            result += weighted(z, attention_weight, i, k, MODE, N, N2, K)
 
     if MODE == GATED:
         result, _, _ = gated(zs, attention_weight, attention_bias, batch, N, SPLIT)  # NVIDIA's compiler spills z of 16 stages in the loops

@@ -5,7 +5,7 @@
     p = mean of v over H, W    [B, C]
     du = passes * dp / (H * W) + is the maximum * dm     dshift = sum of du over B, H, W
 
-The mask is that of csrc/stage_tap.h, byte for byte. Shapes and strides are constants of the kernels; B only sets how many
+The mask is that of csrc/stage_tap/contract.h, byte for byte. Shapes and strides are constants of the kernels; B only sets how many
 programs there are, so an image's bits do not depend on its batch. WIDE: offsets inside an image need 64 bits.
 """
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__, backend, reference
+from .._tap_format import is_channels_last
 from ..modules import FusedInterflowHead
 from ..testing import HeadCase, TapCase, assert_close, gradients, head_inputs, in_layout, magnitudes, tap_inputs
 from . import registration, tiles
@@ -86,7 +87,7 @@ def tap_problem(batch: int, shape: tuple[int, int, int], dtype: torch.dtype, lay
 
     def run() -> dict[str, Tensor]:
         m, p, mask = stage_tap(u, shift, max_pool, True)
-        du, dshift = stage_tap_backward(dm, dp, mask, u, max_pool, u.stride(1) == 1 and channels > 1, True)
+        du, dshift = stage_tap_backward(dm, dp, mask, u, max_pool, is_channels_last(u), True)
         return ({"m": m} if max_pool else {}) | {"p": p, "du": du, "dshift": dshift}
 
     leaf = (u + shift.to(dtype)[:, None, None]).double().requires_grad_()

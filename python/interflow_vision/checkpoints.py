@@ -5,18 +5,22 @@ from typing import Any
 
 import torch
 
+from .checkpoint_io import damaged, is_whole
 from .errors import UserError, one_line
+from .finite import first_not_finite
 from .lit import CHECKPOINT_KEY, Classifier
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; UserError unless it is one of `interflow fit` and its weights fit the model that it names."""
+    """The content of a checkpoint; UserError unless it is a whole one of `interflow fit`, with finite weights of the model that it names."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
+    if not is_whole(path):
+        raise UserError(damaged(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, eof and runtime errors, by what exactly is damaged
-        raise UserError(f"{path} is damaged or not a checkpoint: it cannot be read") from error
+        raise UserError(damaged(path)) from error
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in (CHECKPOINT_KEY, "state_dict", "hyper_parameters")):
         raise UserError(f"{path} is not a checkpoint of `interflow fit`")
     try:
@@ -28,6 +32,9 @@ def read(path: Path) -> dict[str, Any]:
     for key in sorted(set(expected) | set(given)):
         if key not in expected or key not in given or expected[key].shape != given[key].shape:
             raise UserError(f"{path} holds the weights of another model than the one it names: {key} does not fit")
+    broken = first_not_finite(given)
+    if broken is not None:
+        raise UserError(f"{path} cannot be used: its {broken} is not finite, the training had failed by then; take an earlier checkpoint")
     return checkpoint
 
 
@@ -36,7 +43,10 @@ def load(path: Path) -> Classifier:
     checkpoint = read(path)
     classifier = _model(checkpoint)
     classifier.load_state_dict(checkpoint["state_dict"])
-    classifier.on_load_checkpoint(checkpoint)
+    try:
+        classifier.on_load_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return classifier.eval()
 
 

@@ -1,6 +1,8 @@
 """The data sets as LightningDataModules: scikit-learn's digits, and any folder of images."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from .errors import UserError, require_torchvision
+from .errors import UserError
+from .folders import ClassFolders, difference
 from .images import Preprocessing, random_affine
+from .loading import ResumableLoader
 
 DIGITS_SPLIT = (1077, 360, 360)
 """Images for training, validation and test; 1,797 in all."""
@@ -54,10 +58,13 @@ class Digits(LightningDataModule):
 
     def __init__(self, batch_size: int = 64, size: int = 32, seed: int = 0, shift: float = 0.5, degrees: float = 10.0, scale: float = 0.1) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        _at_least("batch_size", batch_size, 1)
+        _at_least("size", size, 1)
+        for name, value in (("shift", shift), ("degrees", degrees), ("scale", scale)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+        if scale >= 1:
+            raise ValueError(f"scale must be below 1, got {scale}: images would vanish")
         self.save_hyperparameters()
         self.batch_size = batch_size
         self.seed = seed
@@ -79,7 +86,7 @@ class Digits(LightningDataModule):
 
     def _loader(self, part: int) -> DataLoader[Any]:
         training = part == 0
-        return DataLoader(self.parts[part], self.batch_size, shuffle=training, drop_last=training and len(self.parts[part]) > self.batch_size)
+        return ResumableLoader(self.parts[part], self.batch_size, shuffle=training, drop_last=training and len(self.parts[part]) > self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(0)
@@ -101,16 +108,19 @@ class Digits(LightningDataModule):
 class ImageFolder(LightningDataModule):
     """A folder of images, root/train/<class>/*.jpg, root/val/<class>/*, and root/test/<class>/* (without it, test uses val).
 
-    Training images are cut out at random (torchvision's RandomResizedCrop) and mirrored, the others resized and cut out
-    in the centre. Needs torchvision (extra [vision]).
+    Files are found and classes numbered as torchvision's ImageFolder does (folders.py), without hidden files and folders; images are read
+    as decoding.py says. From training images a part is cut out at random (as torchvision's RandomResizedCrop does) and mirrored in half of
+    all cases, from the others the square in the centre.
 
     Args:
         root: the folder.
         batch_size: images in a step.
         size: pixels of a side.
         num_workers: processes that read images.
-        mean: of each channel, in [0, 1]; default ImageNet's, as pretrained weights expect.
+        mean: of each channel, in [0, 1]; default ImageNet's, as pretrained weights expect. One value: images become grey, for in_channels=1.
         std: likewise.
+
+    Raises ValueError for numbers out of range.
     """
 
     def __init__(
@@ -123,61 +133,47 @@ class ImageFolder(LightningDataModule):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        _at_least("batch_size", batch_size, 1)
+        _at_least("num_workers", num_workers, 0)
         self.save_hyperparameters()
         self.root = Path(root)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.preprocessing = Preprocessing(size, tuple(mean), tuple(std))
         self.class_names: tuple[str, ...] = ()
-        self.parts: list[Any] = []
+        self.parts: list[ClassFolders] = []
 
     def prepare_data(self) -> None:
-        """UserError where a folder or torchvision is missing."""
+        """UserError where a folder is missing."""
         for folder in (self.root, self.root / "train", self.root / "val"):
             if not folder.is_dir():
                 raise UserError(f"there is no folder {folder}; the data set must have train/<class>/ and val/<class>/ below {self.root}")
-        require_torchvision("a folder of images as data set")
 
     def setup(self, stage: str | None = None) -> None:
-        """Lists the images; UserError where a folder has none or the parts differ in their classes."""
+        """Lists the images; UserError where a class has none or the parts differ in their classes."""
         if self.parts:
             return
         self.prepare_data()
-        from torchvision import transforms
-        from torchvision.datasets import ImageFolder as Folder
-
         rule = self.preprocessing
-        augmented = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(rule.size),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(rule.mean, rule.std),
-            ]
-        )
         test = "test" if (self.root / "test").is_dir() else "val"
-        parts = []
-        for name, transform in (("train", augmented), ("val", rule), (test, rule)):
-            try:
-                parts.append(Folder(str(self.root / name), transform=transform))
-            except FileNotFoundError as error:
-                raise UserError(f"{self.root / name} has no images in folders named after their classes") from error
-        for part, name in zip(parts, ("train", "val", test), strict=True):
-            if part.classes != parts[0].classes:
-                raise UserError(f"{self.root / name} has other classes than {self.root / 'train'}: {_difference(part.classes, parts[0].classes)}")
+        parts: list[ClassFolders] = []
+        for name, read in (("train", partial(rule.read, training=True)), ("val", rule.read), (test, rule.read)):
+            part = ClassFolders(self.root / name, read)
+            if parts and part.classes != parts[0].classes:
+                raise UserError(f"{self.root / name} has other classes than {self.root / 'train'}: {difference(part.classes, parts[0].classes)}")
+            parts.append(part)
         self.class_names = tuple(parts[0].classes)
         self.parts = parts
 
     def _loader(self, part: int) -> DataLoader[Any]:
         training = part == 0
-        return DataLoader(
+        return ResumableLoader(
             self.parts[part],
             self.batch_size,
             shuffle=training,
             drop_last=training and len(self.parts[part]) > self.batch_size,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -190,6 +186,6 @@ class ImageFolder(LightningDataModule):
         return self._loader(2)
 
 
-def _difference(names: Sequence[str], expected: Sequence[str]) -> str:
-    odd = sorted(set(names) ^ set(expected))
-    return ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -9,32 +9,20 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from interflow_kernels import _backend
 
 from . import comparison, digits, report, runs
 from .errors import UserError
 from .lit import Classifier
+from .progress import EpochLines
 from .quiet import quiet
-
-
-class EpochLines(Callback):
-    """A line for each epoch."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints what the epoch came to."""
-        seen = trainer.callback_metrics
-        print(
-            f"  epoch {trainer.current_epoch + 1:2}/{trainer.max_epochs}   training loss {seen['train/loss']:.3f}   "
-            f"validation accuracy {seen['val/accuracy']:6.1%}   {seen['train/images_per_second']:5.0f} images/s",
-            flush=True,
-        )
 
 
 def train(root: Path, seed: int, lines: bool) -> tuple[Trainer, Classifier, dict[str, float]]:
     """A run of digits.yaml; the trainer, the model with the weights of the best checkpoint, and what the test logged."""
-    silent = {"enable_progress_bar": False, "enable_model_summary": False}
+    silent = {"enable_progress_bar": lines, "enable_model_summary": False}
     trainer, model, data = digits.prepare(root, seed, callbacks=[EpochLines()] if lines else [], **silent)
     trainer.fit(model, datamodule=data)
     best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))

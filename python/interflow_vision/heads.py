@@ -32,7 +32,7 @@ class ConcatHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """n features -> logits [B, K]."""
-        return self.fc(pooled(features, self.pool_size, self.fc.weight.dtype))
+        return self.fc(pooled(features, self.pool_size, next(self.fc.parameters()).dtype))
 
 
 class LastHead(ConcatHead):

@@ -1,15 +1,15 @@
-"""From an image file to a model's input: one rule, kept in the checkpoint, for evaluation and for `interflow predict`."""
+"""From an image to a model's input: one rule, kept in the checkpoint, for training, evaluation and `interflow predict`."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import decoding
 from .errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -18,51 +18,65 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shorter side resized to `size` (bilinear, antialiased), the centre cut out, then (x - mean) / std for each channel.
+    """The largest square in the centre cut out, resized to `size` (bilinear, antialiased), then (x - mean) / std for each channel.
 
-    Ranges: pixels are in [0, 1] before normalisation; `mean` and `std` have one value for each channel, 1 (grey) or 3 (RGB).
+    Cut out before it is resized, so that memory does not grow with the longer side of a narrow image.
+    Ranges: pixels are in [0, 1] before normalisation, see decoding.py; `mean` and `std` have one value for each channel, 1 (grey) or 3 (RGB).
+
+    Raises ValueError for a size below 1, for means and standard deviations of other or unequal numbers of channels, and for values that
+    are not finite or a std that is not above 0.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must both have 1 value (grey images) or both 3 (RGB), got {len(self.mean)} and {len(self.std)}")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must have finite values, got {list(self.mean)}")
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"std must have finite values above 0, got {list(self.std)}")
+
+    @property
+    def channels(self) -> int:
+        """Of the model's input: 1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
     def __call__(self, image: "Image.Image") -> Tensor:
-        """A PIL image of any mode -> [channels, size, size]."""
-        # 16-bit greyscale is the one mode whose conversion to 8 bits clips instead of scaling
-        if image.mode.startswith("I;16"):
-            image = image.point(lambda value: value / 256).convert("L")
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, -1)
-        return self.normalize(self.fit(pixels.permute(2, 0, 1).float() / 255))
+        """A PIL image of any mode -> [channels, size, size]. ValueError where its values lie outside their range, see decoding.py."""
+        image = decoding.upright(image)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return self.normalize(self.fit(decoding.pixels(image, self.channels, (left, top, left + side, top + side))))
+
+    def augmented(self, image: "Image.Image") -> Tensor:
+        """The same for training: a part cut out at random in place of the centre, mirrored in half of all cases -> [channels, size, size]."""
+        image = decoding.upright(image)
+        x = resized(decoding.pixels(image, self.channels, random_box(image.width, image.height)), self.size)
+        return self.normalize(x.flip(-1) if torch.rand(()) < 0.5 else x)
 
     def fit(self, x: Tensor) -> Tensor:
-        """[..., C, H, W] -> [..., C, size, size]: resized, centre cut out."""
+        """[..., C, H, W] -> [..., C, size, size]: the largest square in the centre, resized."""
         height, width = x.shape[-2:]
-        scale = self.size / min(height, width)
-        shape = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
-        if shape != (height, width):
-            x = F.interpolate(x.unflatten(0, (1, -1)) if x.dim() == 3 else x, shape, mode="bilinear", antialias=True).view(*x.shape[:-2], *shape)
-        top, left = (shape[0] - self.size) // 2, (shape[1] - self.size) // 2
-        return x[..., top : top + self.size, left : left + self.size]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return resized(x[..., top : top + side, left : left + side], self.size)
 
     def normalize(self, x: Tensor) -> Tensor:
         """[..., C, H, W] in [0, 1] -> (x - mean) / std."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
 
-    def read(self, path: str | Path) -> Tensor:
-        """An image file -> [channels, size, size]; UserError where it is missing or no image."""
-        from PIL import Image, UnidentifiedImageError
-
+    def read(self, path: str | Path, training: bool = False) -> Tensor:
+        """An image file -> [channels, size, size], for training `augmented`; UserError where it is missing, no image or out of range."""
+        image = decoding.load(path)
         try:
-            with Image.open(path) as image:
-                return self(image)
-        except FileNotFoundError:
-            raise UserError(f"there is no image {path}") from None
-        except UnidentifiedImageError:
-            raise UserError(f"{path} is not an image that Pillow can read") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return self.augmented(image) if training else self(image)
+        except ValueError as error:
             raise UserError(f"the image {path} cannot be read: {one_line(error)}") from error
 
     def as_dict(self) -> dict[str, int | list[float]]:
@@ -70,9 +84,42 @@ class Preprocessing:
         return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Sequence[float]]) -> "Preprocessing":
-        """The inverse of as_dict."""
-        return cls(int(kept["size"]), tuple(kept["mean"]), tuple(kept["std"]))  # type: ignore[call-overload]
+    def from_dict(cls, kept: Any) -> "Preprocessing":
+        """The inverse of as_dict; ValueError where `kept` is not what as_dict gives."""
+        try:
+            mean, std = (tuple(float(value) for value in kept[key]) for key in ("mean", "std"))
+            return cls(int(kept["size"]), mean, std)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)
+            raise ValueError(f"the rule by which images are prepared is broken: {what}") from error
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """[C, H, W] or [B, C, H, W] -> H and W become `size`: bilinear, antialiased."""
+    if x.shape[-2:] == (size, size):
+        return x
+    batch = x[None] if x.dim() == 3 else x
+    return F.interpolate(batch, (size, size), mode="bilinear", antialias=True).view(*x.shape[:-2], size, size)
+
+
+def random_box(width: int, height: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> decoding.Box:
+    """A part of an image at random, as torchvision's RandomResizedCrop picks it.
+
+    Its area is `scale` of the image's (uniform), its width over its height `ratio` (uniform in the logarithm). Where ten tries give none that
+    fits, as for narrow images, it is the largest part in the centre whose ratio is allowed.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area, shape = torch.rand(2, dtype=torch.float64).tolist()
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        shape = math.exp(low + (high - low) * shape)
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(torch.randint(width - w + 1, ())), int(torch.randint(height - h + 1, ()))
+            return left, top, left + w, top + h
+    w, h = max(1, min(width, round(height * ratio[1]))), max(1, min(height, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def random_affine(x: Tensor, shift: float, degrees: float, scale: float) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from . import checks
 from .contribution import Contribution, branch_terms
-from .errors import UserError
+from .finite import EvaluationGuard, LossGuard, require_finite_weights
 from .images import Preprocessing
 from .models import create_model
+from .processes import EveryProcessError
+from .wrappers import unwrapped
 
 CHECKPOINT_KEY = "interflow_vision"
 """Where a checkpoint keeps the preprocessing and the names of the classes."""
@@ -36,7 +39,8 @@ class Classifier(LightningModule):
     Logged each epoch: train/loss, train/accuracy, train/images_per_second; val/loss and val/accuracy; for heads with
     branches val/accuracy_branch1, ... and, for Interflow heads, contribution/branch1, ..., over the validation images
     (see contribution.py; several processes: the mean of theirs). A test logs test/loss, test/accuracy, test/accuracy_branch1, ...
-    Accuracies are fractions; losses are cross entropies in nats, val and test without label smoothing.
+    Accuracies are fractions; losses are cross entropies in nats, val and test without label smoothing. Where batches may be
+    left out (skip_nonfinite), train/skipped_batches says how many were. A loss that is not finite ends every run (finite.py).
 
     Args:
         name: the model, "vgg16" or "vgg16_bn".
@@ -58,6 +62,7 @@ class Classifier(LightningModule):
         weight_decay: of the convolutions' and fully connected weights; biases, norms and the attention have none.
         label_smoothing: of the training loss (not used by head="auxiliary", which brings its own loss).
         warmup: part of the training in which the learning rate rises.
+        skip_nonfinite: how many batches in a row may be left out because their loss is not finite; 0 stops at the first.
     """
 
     def __init__(
@@ -81,10 +86,18 @@ class Classifier(LightningModule):
         weight_decay: float = 5e-4,
         label_smoothing: float = 0.0,
         warmup: float = 0.25,
+        skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < warmup < 1:
-            raise ValueError(f"warmup must be between 0 and 1, got {warmup}")
+        checks.require_in_range(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            auxiliary_weight=auxiliary_weight,
+            width=width,
+            warmup=warmup,
+        )
         self.save_hyperparameters()
         self.model = create_model(
             name,
@@ -109,6 +122,9 @@ class Classifier(LightningModule):
         self.warmup = warmup
         self.preprocessing: Preprocessing | None = None
         self.class_names: tuple[str, ...] = ()
+        self._guard = LossGuard(skip_nonfinite)
+        self._evaluation_guard = EvaluationGuard()
+        self._schedule: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR] | None = None
         self._contribution = Contribution()
         self._started = 0.0  # seconds, time.perf_counter
         self._images = 0
@@ -118,61 +134,85 @@ class Classifier(LightningModule):
         return self.model(x)
 
     def setup(self, stage: str) -> None:
-        """Takes over what the data set knows; UserError where its classes are not the model's."""
+        """Takes over what the data set knows; EveryProcessError where it does not fit the model."""
         data = getattr(self.trainer, "datamodule", None)
-        names = tuple(getattr(data, "class_names", ()))
-        if names and len(names) != self.model.num_classes:
-            raise UserError(f"the data set has {len(names)} classes but the model {self.model.num_classes}: give --model.num_classes {len(names)}")
-        self.class_names = names or self.class_names
-        self.preprocessing = getattr(data, "preprocessing", self.preprocessing)
+        if data is not None:
+            preprocessing, names = checks.knowledge_of(data, self.model)
+            self.preprocessing = preprocessing or self.preprocessing
+            self.class_names = names or self.class_names
         if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
             self.model.load_pretrained()
 
     def _train_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = getattr(self.model.head, "loss", None)
+        loss = getattr(unwrapped(self.model.head), "loss", None)
         return F.cross_entropy(output, target, label_smoothing=self.label_smoothing) if loss is None else loss(output, target)
 
     def on_train_epoch_start(self) -> None:
-        self._started, self._images = time.perf_counter(), 0
+        self._started, self._images, self._guard.left_out = time.perf_counter(), 0, 0
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         x, target = batch
+        self._guard.before_step(self)
         output = self.model(x)  # [B, K], auxiliary: [B, n, K]
         loss = self._train_loss(output, target)
+        leaves_out = self._guard.leaves_out(self, x, loss, batch_idx)
+        if self._guard.limit:
+            kept = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            self.log("train/skipped_batches", float(self._guard.left_out), reduce_fx="max", batch_size=1, **kept)
+        if leaves_out:
+            return None  # on all processes: neither backward nor step
         logits = output if output.dim() == 2 else output[:, -1]
-        size = len(target)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/accuracy", _accuracy(logits, target), on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(target), "sync_dist": True}
+        self.log("train/loss", loss, **options)
+        self.log("train/accuracy", _accuracy(logits, target), prog_bar=True, **options)
         return loss
+
+    def on_after_backward(self) -> None:
+        self._guard.after_backward(self)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch[1])
         if self.trainer.is_last_batch:  # before validation, which belongs to the epoch
             rate = self._images * self.trainer.world_size / (time.perf_counter() - self._started)
-            self.log("train/images_per_second", rate, on_step=False, on_epoch=True, batch_size=1)
+            self.log("train/images_per_second", rate, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        self._contribution = Contribution()
+        self._contribution, self._evaluation_guard = Contribution(), EvaluationGuard()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        branches = self._evaluate(batch, "val")
-        if branches is not None and isinstance(self.model.head, InterflowHead):
-            self._contribution.update(branch_terms(self.model.head, branches.to(self.model.head.weight.dtype)))
+        branches = self._evaluate(batch, batch_idx, "val")
+        head = unwrapped(self.model.head)
+        if branches is not None and isinstance(head, InterflowHead):
+            self._contribution.update(branch_terms(head, branches.to(head.weight.dtype)))
 
     def on_validation_epoch_end(self) -> None:
-        if isinstance(self.model.head, InterflowHead):
+        self._evaluation_guard.require_finite(self, "validation")
+        if isinstance(unwrapped(self.model.head), InterflowHead):
             for i, value in enumerate(self._contribution.compute(), 1):
                 self.log(f"contribution/branch{i}", value.float(), sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def on_validation_end(self) -> None:
+        """After the sanity check all metrics of a validation are known."""
+        if self.trainer.sanity_checking:
+            checks.require_monitored_metrics(self.trainer, self)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor | None:
+    def on_test_epoch_start(self) -> None:
+        self._evaluation_guard = EvaluationGuard()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_guard.require_finite(self, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, part: str) -> Tensor | None:
         """Logs loss and accuracies of a batch; returns Z [B, n, K] where the head has branches."""
         x, target = batch
         logits, branches = self.model.forward_branches(x) if self.model.has_branches else (self.model(x), None)
         kept: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(target), "sync_dist": True}
-        self.log(f"{part}/loss", F.cross_entropy(logits.float(), target), **kept)
+        loss = F.cross_entropy(logits.float(), target)
+        self._evaluation_guard.update(batch_idx, loss, branches)
+        self.log(f"{part}/loss", loss, **kept)
         self.log(f"{part}/accuracy", _accuracy(logits, target), prog_bar=True, **kept)
         for i, scores in enumerate([] if branches is None else branches.unbind(1), 1):
             self.log(f"{part}/accuracy_branch{i}", _accuracy(scores, target), **kept)
@@ -180,30 +220,44 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and the one-cycle factor, a step each batch."""
-        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and not name.endswith("head.bias")]
+        head_bias = {id(module.bias) for module in self.modules() if isinstance(module, InterflowHead)}  # [n, K], whatever wraps the head
+        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and id(p) not in head_bias]
         chosen = {id(p) for p in decayed}
         rest = [p for p in self.parameters() if id(p) not in chosen]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
         total = max(1, int(self.trainer.estimated_stepping_batches)) if math.isfinite(self.trainer.estimated_stepping_batches) else None
         if total is None:
-            raise UserError("one cycle of the learning rate needs an end: give --trainer.max_epochs or --trainer.max_steps")
+            raise EveryProcessError("one cycle of the learning rate needs an end: give --trainer.max_epochs or --trainer.max_steps")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total, self.warmup))
+        self._schedule = (optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """A resumed run has the optimiser's settings of the checkpoint: this run's own (--model.lr ...) take their place."""
+        if self._schedule is None:
+            return
+        optimizer, schedule = self._schedule
+        schedule.base_lrs = [self.lr] * len(optimizer.param_groups)
+        for group, decay, factor in zip(optimizer.param_groups, (self.weight_decay, 0.0), schedule.lr_lambdas, strict=True):
+            group.update(weight_decay=decay, momentum=self.momentum, nesterov=self.momentum > 0, initial_lr=self.lr)
+            group["lr"] = self.lr * factor(schedule.last_epoch)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a prediction needs beside the weights."""
+        """Adds what a prediction needs beside the weights; EveryProcessError where a weight is not finite."""
+        require_finite_weights(self)
         checkpoint[CHECKPOINT_KEY] = {
             "preprocessing": None if self.preprocessing is None else self.preprocessing.as_dict(),
             "class_names": list(self.class_names),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
-        kept = checkpoint.get(CHECKPOINT_KEY, {})
-        if kept.get("preprocessing") is not None:
-            self.preprocessing = Preprocessing.from_dict(kept["preprocessing"])
-        self.class_names = tuple(kept.get("class_names", ()))
+        """Takes it back; EveryProcessError where it is broken, or the data set of this run contradicts it."""
+        preprocessing, names = checks.kept_knowledge(checkpoint.get(CHECKPOINT_KEY, {}), self.model)
+        if self._trainer is not None:  # setup has asked the data set
+            checks.require_same_knowledge((self.preprocessing, self.class_names), (preprocessing, names))
+        self.preprocessing = preprocessing or self.preprocessing
+        self.class_names = names or self.class_names
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:

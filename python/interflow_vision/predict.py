@@ -1,37 +1,143 @@
 """`interflow predict`: the class and its probability for image files."""
 
 import argparse
-from collections.abc import Sequence
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from . import checkpoints
-from .errors import UserError
+from .errors import UserError, one_line
+from .folders import images_below
+from .images import Preprocessing
+from .lit import Classifier
 
 BATCH = 64
 """Images classified at once."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prints a line `file class probability`, separated by tabs, for each file; UserError where one cannot be read."""
-    parser = argparse.ArgumentParser("interflow predict", description="Classifies image files: prints file, class and probability, separated by tabs.")
-    parser.add_argument("--ckpt", required=True, type=Path, metavar="CKPT", help="checkpoint of `interflow fit`, e.g. .../checkpoints/best.ckpt")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("files", nargs="+", metavar="FILES", help="image files of any format that Pillow reads")
-    given = parser.parse_args(argv)
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """Of the subcommand's arguments."""
+    made = Parser(
+        "interflow predict",
+        description="Classifies image files: prints file, class and probability, separated by tabs. A file that cannot be read gets one line on "
+        "stderr and the others are classified all the same. Exit code: 0 all classified, 1 some were not, 2 none.",
+        epilog="How images of every kind are read (orientation, 16 bits, transparency): interflow_vision/decoding.py.",
+    )
+    made.add_argument("--ckpt", required=True, type=Path, metavar="CKPT", help="checkpoint of `interflow fit`, e.g. .../checkpoints/best.ckpt")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    made.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILES",
+        help="images of any format that Pillow reads; folders, of which all images count, those in folders below too; patterns like 'shots/*.png'; "
+        "pipes; - for an image on standard input",
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints a line for each image, and one on stderr for each that cannot be read; the exit code is 1 where some, 2 where all cannot."""
+    given = parser().parse_args(argv)
     classifier = checkpoints.load(given.ckpt)
     rule = classifier.preprocessing
     if rule is None:
-        raise UserError(f"{given.ckpt} does not say how its images were prepared, so no image can be classified with it")
+        raise UserError(
+            f"{given.ckpt} does not say how its images were prepared: its data module had no attribute `preprocessing`, so no file can be classified with it"
+        )
+    device = usable_device(given.device)
+    classifier.to(device)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files are bytes, which need not be text
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+    good = bad = 0
+    readable = _read(_named(given.files), rule)
+    while batch := list(itertools.islice(readable, BATCH)):
+        images = [(name, image) for name, image in batch if isinstance(image, Tensor)]
+        scores = probabilities(classifier, torch.stack([image for _, image in images]).to(device)) if images else iter(())
+        for name, found in batch:
+            result = next(scores) if isinstance(found, Tensor) else found
+            if isinstance(result, UserError):
+                bad += 1
+                print(f"interflow: {result}", file=sys.stderr)
+                continue
+            label, probability = result
+            if probability != probability:
+                bad += 1
+                print(f"interflow: the scores of {name} are not finite numbers: the weights of {given.ckpt} cannot be used for it", file=sys.stderr)
+                continue
+            good += 1
+            print(f"{name}\t{classifier.class_names[label] if classifier.class_names else label}\t{probability:.4f}")
+        sys.stdout.flush()
+    return 0 if not bad else 1 if good else 2
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; UserError where there is none here that can hold numbers."""
     try:
-        classifier.to(given.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {given.device} is not available here") from error
-    for start in range(0, len(given.files), BATCH):
-        files = given.files[start : start + BATCH]
-        images = torch.stack([rule.read(file) for file in files])
-        with torch.inference_mode():
-            probability, label = classifier(images.to(given.device)).float().softmax(1).max(1)
-        for file, p, k in zip(files, probability.tolist(), label.tolist(), strict=True):
-            print(f"{file}\t{classifier.class_names[k] if classifier.class_names else k}\t{p:.4f}")
+        device = torch.device(name)
+        torch.ones(1, device=device).sum().item()
+    except Exception as error:  # by device, what is missing shows as RuntimeError, AssertionError, ImportError, NotImplementedError
+        raise UserError(f"--device {name} is not available here: {one_line(error).partition('. ')[0]}") from error
+    return device
+
+
+def probabilities(classifier: Classifier, images: Tensor) -> Iterator[tuple[int, float]]:
+    """[B, C, size, size] -> class and probability of each image; the probability is NaN where a score is not finite."""
+    with torch.inference_mode():
+        scores = classifier(images).float()
+        probability, label = scores.softmax(1).max(1)
+        probability[~scores.isfinite().all(1)] = torch.nan
+    yield from zip(label.tolist(), probability.tolist(), strict=True)
+
+
+def _named(arguments: Iterable[str]) -> Iterator[str | UserError]:
+    """The image files that arguments name: files as they are, those in folders, and what patterns stand for."""
+    for argument in arguments:
+        if os.path.isdir(argument):
+            yield from _below(Path(argument))
+        elif not os.path.exists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))
+            for match in matches:
+                yield from _below(Path(match)) if os.path.isdir(match) else (match,)
+            if not matches:
+                yield UserError(f"no file matches {argument}")
+        else:
+            yield argument
+
+
+def _below(folder: Path) -> Iterator[str | UserError]:
+    try:
+        files = images_below(folder)
+    except UserError as error:
+        yield error
+        return
+    yield from map(str, files)
+    if not files:
+        yield UserError(f"the folder {folder} has no images")
+
+
+def _read(names: Iterable[str | UserError], rule: Preprocessing) -> Iterator[tuple[str, Tensor | UserError]]:
+    """Each name with its image [C, size, size], or with what is wrong with it."""
+    for name in names:
+        if isinstance(name, UserError):
+            yield "", name
+            continue
+        try:
+            yield name, rule.read(name)
+        except UserError as error:
+            yield name, error

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from typing import TextIO
 
 _NEEDLESS = (
     ".*does not have many workers",  # the digits lie in memory
@@ -13,12 +14,27 @@ _NEEDLESS = (
 )
 
 
+class _ToStdout(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever sys.stdout is when something is said, all but Lightning's advertisement."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "litlogger" not in record.getMessage()
+
+
 def quiet() -> None:
     """Sends Lightning's messages to stdout, without its advertisement, and drops the warnings that ask nothing of a user."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stdout)
-                handler.addFilter(lambda record: "litlogger" not in record.getMessage())
+        logger = logging.getLogger(name)
+        for handler in logger.handlers[:]:
+            if type(handler) is logging.StreamHandler:  # not those that write to files, which are such handlers too
+                logger.removeHandler(handler)
+                logger.addHandler(_ToStdout())
     for message in _NEEDLESS:
         warnings.filterwarnings("ignore", message=message)

@@ -42,26 +42,27 @@ def draw(folder: Path) -> Path:
 
     log = read_log(folder)
     panels = [
-        ("Loss", "cross entropy", {"training (as optimised)": "train/loss", "validation": "val/loss"}),
-        ("Accuracy", "", {"training": "train/accuracy", "validation": "val/accuracy"}),
-        ("Accuracy of each branch alone, validation", "", _branches(log, "val/accuracy_branch")),
-        ("Contribution of each branch, validation", "std of its term in the logits", _branches(log, "contribution/branch")),
+        ("Loss", "cross entropy (nats)", {"training (as optimised)": "train/loss", "validation": "val/loss"}),
+        ("Accuracy", "right answers (% of images)", {"training": "train/accuracy", "validation": "val/accuracy"}),
+        ("Accuracy of each branch alone, validation", "right answers (% of images)", _branches(log, "val/accuracy_branch")),
+        ("Contribution of each branch, validation", "std of its term over images (logits)", _branches(log, "contribution/branch")),
     ]
     panels = [panel for panel in panels if any(key in log for key in panel[2].values())]
     rows = (len(panels) + 1) // 2
-    figure, grid = plt.subplots(rows, 2, figsize=(11, 3.8 * rows), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(rows, 2, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
     for axis, (title, unit, curves) in zip(grid.flat, panels, strict=False):
-        for label, key in curves.items():
+        for number, (label, key) in enumerate(curves.items()):
+            style = "-" if number < 10 else "--"  # matplotlib has ten colours
             epochs = sorted(log.get(key, {}))
-            axis.plot([epoch + 1 for epoch in epochs], [log[key][epoch] for epoch in epochs], marker="o", markersize=3, label=label)
+            axis.plot([epoch + 1 for epoch in epochs], [log[key][epoch] for epoch in epochs], style, marker="o", markersize=3, label=label)
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.set_ylabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-        axis.legend(framealpha=0.8, loc="lower right" if title == "Accuracy" else "best")
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the curves, not on them
         if "accuracy" in title.lower():
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=None))
             axis.set_ylim(top=1.01)
         else:
             axis.set_ylim(bottom=0)

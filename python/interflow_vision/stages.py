@@ -1,14 +1,16 @@
-"""The end of a block or stage: in PyTorch's own operators, or the fused tap; and which of them a position in a network takes."""
+"""The ends of blocks and stages: in PyTorch's own operators, or the fused tap; which of them a place takes; how each is run."""
 
 import warnings
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interflow_kernels import StageTap, TapConv2d
+from interflow_kernels import StageTap, conv_tap
+from interflow_kernels.modules.plain import is_plain
 
 STAGES = ("fused", "eager")
-"""fused: StageTap where it serves, its convolution a TapConv2d; eager: StageEnd everywhere."""
+"""fused: StageTap where it serves, see conv_tap; eager: StageEnd everywhere."""
 
 _said_eager = False
 
@@ -16,18 +18,18 @@ _said_eager = False
 class StageEnd(nn.Module):
     """StageTap's place in plain PyTorch: ReLU, and the max-pool where there is one; the whole map is the feature.
 
-        feature = relu(u + shift);  next = max_pool2d(feature, 2, 2), or the feature itself
+        feature = relu(u);  next = max_pool2d(feature, 2, 2), or the feature itself
 
-    Shapes: u [B, C, H, W], shift [C] or None -> next [B, C, H // 2, W // 2] or [B, C, H, W], feature [B, C, H, W].
+    Shapes: u [B, C, H, W] -> next [B, C, H // 2, W // 2] or [B, C, H, W], feature [B, C, H, W].
     """
 
     def __init__(self, max_pool: bool) -> None:
         super().__init__()
         self.max_pool = max_pool
 
-    def forward(self, u: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The last convolution's (or norm's) output, its bias -> the next layer's input, the stage's feature."""
-        feature = F.relu(u, inplace=True) if shift is None else F.relu(u + shift.to(u.dtype)[:, None, None])
+    def forward(self, u: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor]:
+        """The last convolution's (or norm's) output -> the next layer's input, the stage's feature. inplace: u may be written over."""
+        feature = F.relu(u, inplace=inplace)
         return (F.max_pool2d(feature, 2, 2) if self.max_pool else feature), feature
 
     def extra_repr(self) -> str:
@@ -52,6 +54,25 @@ def stage_end(stage: str, max_pool: bool, tapped: bool, last: bool, pool_size: t
     return StageTap(max_pool)
 
 
-def convolution(in_channels: int, out_channels: int, leaves_bias: bool) -> nn.Conv2d:
-    """A 3x3 convolution of VGG; `leaves_bias`: a tap behind it adds the bias."""
-    return (TapConv2d if leaves_bias else nn.Conv2d)(in_channels, out_channels, 3, padding=1)
+def run_relu(layer: nn.Module | None, relu: nn.Module, x: Tensor) -> Tensor:
+    """relu(layer(x)), in place where nobody else has seen what `layer` gives."""
+    y = x if layer is None else layer(x)
+    return F.relu(y, inplace=True) if is_plain(relu, nn.ReLU) and _output_is_ours(layer) else relu(y)
+
+
+def run_end(layer: nn.Module | None, end: nn.Module, x: Tensor) -> Any:
+    """end(layer(x)): the next layer's input and the stage's feature; with a StageTap as conv_tap does it, with a StageEnd in place where run_relu would."""
+    if layer is None:
+        return end(x)
+    return end(layer(x), inplace=_output_is_ours(layer)) if is_plain(end, StageEnd) else conv_tap(layer, end, x)
+
+
+def run_end_for_map(layer: nn.Module | None, max_pool: bool, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a StageEnd gives behind `layer`."""
+    feature = F.relu(x if layer is None else layer(x), inplace=_output_is_ours(layer))
+    return (F.max_pool2d(feature, 2, 2) if max_pool else feature), feature
+
+
+def _output_is_ours(layer: nn.Module | None) -> bool:
+    """Whether the output is a new tensor that no hook, wrapper or caller holds and that backward does not need: only then may it be written over."""
+    return layer is not None and (is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d))

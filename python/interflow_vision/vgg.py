@@ -1,20 +1,21 @@
-"""VGG-16 in stages: a table of widths and one class that records its stages while it is built."""
+"""VGG-16 in stages: a table of widths, the layers it becomes, and the class that carries them with a head."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from interflow_kernels import AuxiliaryHeads, InterflowHead, StageTap, TapConv2d
+from interflow_kernels import AuxiliaryHeads, InterflowHead
 
 from . import inference
 from .errors import require_torchvision
-from .heads import create_head, pooled
+from .heads import LastHead, create_head, pooled
 from .stages import STAGES as STAGE_ENDS
-from .stages import StageEnd, convolution, stage_end
+from .stages import stage_end
+from .trunk import Place, Trunk
+from .wrappers import unwrapped
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the 13 convolutions; a max-pool follows each of the five blocks."""
@@ -79,33 +80,30 @@ class VGG(nn.Module):
         if stage not in STAGE_ENDS:
             raise ValueError(f"stage must be one of {', '.join(map(repr, STAGE_ENDS))}, got {stage!r}")
         self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.batch_norm = batch_norm
         self.head_name = head
         self.pool_size = (pool_size, pool_size) if isinstance(pool_size, int) else (pool_size[0], pool_size[1])
         self._trunk_options: dict[str, Any] = {"widths": widths, "stage": stage, "stages": stages, "width": width, "in_channels": in_channels, "pool5": pool5}
-        self.features = nn.ModuleDict()
         self.feature_info: list[dict[str, Any]] = []  # as timm: num_chs, reduction, module of each stage
 
-        index, count, channels, reduction = 0, 0, in_channels, 1
+        layers: list[tuple[Place, nn.Module]] = []
+        count, channels, reduction = 0, in_channels, 1
         for block in widths:
             for position, base in enumerate(block):
                 count += 1
                 previous, channels = channels, max(1, round(base * width))
-                max_pool = position == len(block) - 1 and (count < convolutions or (head == "last" and pool5))
-                end = stage_end(stage, max_pool, count in ends, count == convolutions, self.pool_size) if max_pool or count in ends else nn.ReLU(inplace=True)
-                self.features[str(index)] = convolution(previous, channels, isinstance(end, StageTap) and not batch_norm)
+                last = count == convolutions
+                max_pool = position == len(block) - 1 and (not last or (head == "last" and pool5))
+                layers.append((Place("convolution"), nn.Conv2d(previous, channels, 3, padding=1)))
                 if batch_norm:
-                    index += 1
-                    self.features[str(index)] = nn.BatchNorm2d(channels)
-                index += 1
-                self.features[str(index)] = end
+                    layers.append((Place("norm"), nn.BatchNorm2d(channels)))
+                if max_pool or count in ends:
+                    layers.append((Place("end", max_pool, count in ends), stage_end(stage, max_pool, count in ends, last, self.pool_size)))
+                else:
+                    layers.append((Place("relu"), nn.ReLU()))
                 if count in ends:
-                    after_pool = max_pool and count == convolutions
-                    self.feature_info.append({"num_chs": channels, "reduction": reduction * (2 if after_pool else 1), "module": f"features.{index}"})
+                    self.feature_info.append({"num_chs": channels, "reduction": reduction * (2 if max_pool and last else 1)})
                 reduction *= 2 if max_pool else 1
-                index += 1
-            index += 1  # torchvision counts the max-pool, which is part of the stage's end here
+        self._set_trunk(Trunk(layers))
         self.min_size = reduction
         self._head_options: dict[str, Any] = {
             "attention": attention,
@@ -121,6 +119,11 @@ class VGG(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
+    def _set_trunk(self, trunk: Trunk) -> None:
+        self.features = trunk
+        names = [name for name, place in trunk.places.items() if place.feature]
+        self.feature_info = [{**info, "module": f"features.{name}"} for info, name in zip(self.feature_info, names, strict=True)]
+
     def _new_head(self) -> nn.Module:
         if self.num_classes == 0:
             return nn.Identity()
@@ -131,35 +134,35 @@ class VGG(nn.Module):
 
         Maps are [B, C_i, H_i, W_i]; with pool5 the last feature is the map after it, either way. See forward_maps.
         """
-        return self._features(x, maps=False)
+        self._check_image(x)
+        return self.features(x)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """Image [B, in_channels, H, W] -> the feature map of each stage [B, C_i, H_i, W_i], whatever its end; with pool5 the last one after it."""
-        return self._features(x, maps=True)
+        self._check_image(x)
+        return self.features(x, maps=True)
 
-    def _features(self, x: Tensor, maps: bool) -> list[Tensor]:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be images [B, {self.in_channels}, H, W], got shape {tuple(x.shape)}")
+    def _check_image(self, x: Tensor) -> None:
+        if isinstance(x, fx.Proxy):
+            return
+        channels = self._first_channels()
+        if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+            raise ValueError(f"x must be images [B, {'C' if channels is None else channels}, H, W], got shape {tuple(x.shape)}")
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(f"x must be at least {self.min_size} x {self.min_size} pixels for this model's max-pools, got {x.shape[2]} x {x.shape[3]}")
-        stage_modules = {info["module"].removeprefix("features.") for info in self.feature_info}
-        features: list[Tensor] = []
-        last = len(self.features) - 1
-        shift = None  # the bias that a TapConv2d leaves to the tap behind it
-        for i, (name, layer) in enumerate(self.features.items()):
-            if not isinstance(layer, (StageEnd, StageTap)):
-                x = layer(x)
-                shift = layer.bias if isinstance(layer, TapConv2d) else None
-                continue
-            x, feature = (StageEnd(layer.max_pool) if maps else layer)(x, shift)
-            if name in stage_modules:
-                features.append(x if i == last and layer.max_pool else feature)
-        return features
+
+    def _first_channels(self) -> int | None:
+        """What the first layer takes; None where it is not a convolution, wrapped or not, that tells."""
+        first = unwrapped(next(iter(self.features.values())))
+        return first.in_channels if isinstance(first, nn.Conv2d) else None
 
     def forward_head(self, features: Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Features of the stages -> logits [B, K]; with `pre_logits` (or no classifier) the pooled features that it weighs, [B, D]."""
-        if pre_logits or self.num_classes == 0:
-            return pooled(features[-1:] if self.head_name == "last" else features, self.pool_size, self.dtype)
+        head = unwrapped(self.head)
+        without = isinstance(head, nn.Identity)
+        if pre_logits or without:
+            last = self.head_name == "last" if without else isinstance(head, LastHead)
+            return pooled(features[-1:] if last else features, self.pool_size, self.dtype)
         return self.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,39 +175,58 @@ class VGG(nn.Module):
         return next(self.features.parameters()).dtype
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the image: those of the first convolution as it is now, of the one it was built with where another layer stands there."""
+        channels = self._first_channels()
+        return self._trunk_options["in_channels"] if channels is None else channels
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether norms follow the convolutions."""
+        return any(place.role == "norm" for place in self.features.places.values())
+
+    @property
     def has_branches(self) -> bool:
-        """Whether the head has a score for each stage, so that forward_branches works."""
-        return isinstance(self.head, (InterflowHead, AuxiliaryHeads))
+        """Whether the head has a score for each stage, so that forward_branches works; a head in the wrappers that `unwrapped` knows counts."""
+        return isinstance(unwrapped(self.head), (InterflowHead, AuxiliaryHeads))
 
     def forward_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image -> logits y [B, K] and branch scores Z [B, n, K]; ValueError for a head without branches."""
-        if not isinstance(self.head, (InterflowHead, AuxiliaryHeads)):
-            raise ValueError(f"head={self.head_name!r} with {self.num_classes} classes has no branches; 'fused', 'eager' and 'auxiliary' have")
-        return self.head.forward_branches(self.forward_features(x))
+        head = unwrapped(self.head)
+        if not isinstance(head, (InterflowHead, AuxiliaryHeads)):
+            raise ValueError(f"the head, {type(head).__name__}, has no branches; InterflowHead, FusedInterflowHead and AuxiliaryHeads have")
+        return head.forward_branches(self.forward_features(x))
 
     def rebuilt(self, **changes: Any) -> "VGG":
         """A new network as this one was built, but for `changes`: options of VGG. Its weights are new."""
-        options = {**self._trunk_options, **self._head_options, "batch_norm": self.batch_norm, "num_classes": self.num_classes, "head": self.head_name}
-        return VGG(**{**options, **changes})
+        now = {"in_channels": self.in_channels, "batch_norm": self.batch_norm, "num_classes": self.num_classes, "head": self.head_name}
+        return VGG(**{**self._trunk_options, **self._head_options, **now, **changes})
 
     def fuse(self) -> "VGG":
-        """A new network in eval mode whose batch norms are folded into the convolutions before them; this one stays as it is."""
-        if not self.batch_norm:
-            return copy.deepcopy(self).eval()
-        plain = self.rebuilt(batch_norm=False)
-        plain.head = copy.deepcopy(self.head)
-        plain.to(device=next(self.features.parameters()).device, dtype=self.dtype)
-        convolutions = [layer for layer in plain.features.values() if isinstance(layer, nn.Conv2d)]
-        inference.fold_norms(list(self.features.values()), convolutions)
-        return plain.eval()
+        """A new network in eval mode whose norms are folded into the convolutions before them; this one stays as it is.
+
+        Folded is what the layers are now: BatchNorm2d and SyncBatchNorm with running statistics, behind an nn.Conv2d,
+        parametrized, pruned, or inside torch.compile or checkpoint_wrapper too. Other norms, and modules with hooks or
+        with parameters that are not plain tensors, stay as they are; one warning names them.
+        """
+        fused, stays = self._fused()
+        inference.say_what_stays("fuse", stays)
+        return fused
+
+    def _fused(self) -> tuple["VGG", list[str]]:
+        fused = inference.copied(self).eval()
+        trunk, stays = inference.without_norms(fused.features)
+        fused._set_trunk(trunk)
+        return fused, stays
 
     def for_inference(self, dtype: torch.dtype | None = None, channels_last: bool = True) -> "VGG":
         """A new network to serve with: `fuse`, the head folded where it is linear, frozen, in `dtype` and one memory format.
 
         Give images in `dtype`; their memory format does not matter. Raises TypeError for a dtype that is not floating point.
         """
-        ready = self.fuse()
-        ready.head = inference.folded_head(ready.head)
+        ready, stays = self._fused()
+        ready.head, why = inference.folded_head(ready.head)
+        inference.say_what_stays("for_inference", stays + why)
         inference.freeze(ready, dtype, channels_last)
         return ready
 

@@ -10,7 +10,7 @@ A fault ends the launch and is a RuntimeError of the operator, which names kerne
   a read of what an asynchronous copy brings before it was waited for, by another thread before a barrier, a copy over what is still read;
   a barrier or warp operation that not all threads reach, or where they meet in different ones; a deadlock; counters that stay dirty.
 
-    mutant = load(operator_sources(), [Edit("csrc/cuda/x.cu", "  __syncthreads();  // sums are there\\n", "")])
+    mutant = load(operator_sources(), [Edit("csrc/NAME/cuda/x.cu", "  __syncthreads();  // sums are there\\n", "")])
     assert_caught(mutant, lambda ops: ops.stage_tap(u, None, True, True), "no barrier orders the two")
 
 A new function of ptx.cuh needs a twin in emulation.h; one that lanes do together, a body in warp.cpp.
@@ -60,7 +60,7 @@ class Edit:
 
 
 def operator_sources() -> list[Path]:
-    return sorted([ROOT / "csrc/library.cpp", *(ROOT / "csrc/cuda").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cu")])
+    return sorted([ROOT / "csrc/library.cpp", *ROOT.glob("csrc/*/cuda/*.cpp"), *ROOT.glob("csrc/*/cuda/*.cu")])
 
 
 def compiler() -> str | None:
@@ -124,7 +124,7 @@ def compile_object(source: Path, asan: bool, root: Path = ROOT) -> Path:
     kernel, runtime = source.suffix == ".cu", HERE.relative_to(ROOT) == source.parent
     flags = [*FLAGS, *((ASAN_FLAGS if asan else KERNEL_FLAGS) if kernel else ())]
     flags += [f"-DINTERFLOW_EMULATION_ASAN={int(asan)}"] if runtime else []  # the host side is the same for both
-    places = [f"-I{root / folder}" for folder in ("csrc", "csrc/cuda", "tests/cuda_emulation")]
+    places = [f"-I{root / folder}" for folder in ("csrc", "tests/cuda_emulation")]
     places += [f"-isystem{folder}" for folder in (*cuda_headers(), Path(torch.__file__).parent / "include")]
     command = [compiler(), "-x", "c++", *flags, f"-ffile-prefix-map={root}/=", *places, root / source]
     text = run([*command, "-E"]).replace(f"{root}/", "")

@@ -1,4 +1,4 @@
-// CUDA on the host: the language that kernels use, and a twin of every function of csrc/cuda/ptx.cuh and csrc/cuda/launch.h.
+// CUDA on the host: the language that kernels use, and a twin of every function of csrc/common/cuda/ptx.cuh and csrc/common/cuda/launch.h.
 //
 // A kernel file is compiled by g++ -x c++ with this header in place of ptx.cuh. Every CUDA thread is a fiber; one OS thread runs them all in an
 // order drawn from a seed. The compiler's ThreadSanitizer calls announce every plain access (hooks.cpp), the twins below announce the others, and

@@ -2,7 +2,7 @@
 #include <cstring>
 #include <memory>
 
-#include "../../csrc/cuda/host.h"
+#include "common/cuda/host.h"
 #include "control.h"
 #include "runtime.h"
 

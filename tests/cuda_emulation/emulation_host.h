@@ -1,4 +1,4 @@
-// csrc/cuda/host.h's twin: CPU tensors as kernel memory, whose extents, rights and unwritten bytes the emulation learns from here.
+// csrc/common/cuda/host.h's twin: CPU tensors as kernel memory, whose extents, rights and unwritten bytes the emulation learns from here.
 #pragma once
 #include <driver_types.h>
 

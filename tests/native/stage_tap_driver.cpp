@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/stage_tap_kernels.h"
+#include "stage_tap/cpu/kernels.h"
 
 using namespace interflow;
 

@@ -36,7 +36,7 @@ def is_nhwc(u):
 
 
 def mask_of_the_contract(u, shift, max_pool, nhwc):
-    """The bytes that csrc/stage_tap.h describes; u and shift on the CPU. nhwc: whether u has that layout on its device."""
+    """The bytes that csrc/stage_tap/contract.h describes; u and shift on the CPU. nhwc: whether u has that layout on its device."""
     v, m = composed_tap(u, shift)
     passes = ~(v <= 0)
     if not max_pool:

@@ -49,6 +49,7 @@ def test_fit_leaves_checkpoints_logs_and_picture(fitted):
     assert "branch 4 alone" in result.stdout
     assert "Curves: runs/digits/version_0/curves.png" in result.stdout
     assert "litlogger" not in result.stdout + result.stderr
+    assert "\r" not in result.stdout + result.stderr
     with Image.open(run / "curves.png") as picture:
         assert picture.width > 800 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
     log = report.read_log(run)
@@ -157,8 +158,10 @@ def test_predict_with_a_bad_checkpoint(kind, checkpoint, interflow, digit_files,
 
 def test_predict_with_a_bad_image(checkpoint, interflow, digit_files, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    said = sentence(interflow("predict", "--ckpt", checkpoint, digit_files[0], "notes.txt", cwd=tmp_path))
-    assert said == "interflow: notes.txt is not an image that Pillow can read"
+    result = interflow("predict", "--ckpt", checkpoint, digit_files[0], "notes.txt", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr == "interflow: notes.txt is not an image that Pillow can read\n"
+    assert result.stdout.startswith(f"{digit_files[0]}\t") and len(result.stdout.splitlines()) == 1
+    assert sentence(interflow("predict", "--ckpt", checkpoint, "notes.txt", cwd=tmp_path)) == "interflow: notes.txt is not an image that Pillow can read"
 
 
 BAD_RUNS = {

@@ -8,8 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from interflow_vision.data import DIGITS_MEAN, DIGITS_SPLIT, DIGITS_STD, Digits, ImageFolder, digits_split
-from interflow_vision.errors import MissingPackageError, UserError
-from interflow_vision.images import Preprocessing, random_affine
+from interflow_vision.errors import UserError
+from interflow_vision.images import Preprocessing, random_affine, random_box
 
 TARGET = torch.from_numpy(load_digits().target)
 GREY = Preprocessing(16, (0.5,), (0.25,))
@@ -112,24 +112,24 @@ def test_random_affine_turns_each_image_by_its_own_angle():
     torch.testing.assert_close(random_affine(disc, 0, 30, 0), disc, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBa", "La", "PA", "CMYK", "HSV", "YCbCr", "I;16", "I;16B", "I", "F"])
 def test_preprocessing_takes_every_mode(mode):
     for rule, channels in ((GREY, 1), (Preprocessing(16, (0.5,) * 3, (0.5,) * 3), 3)):
-        assert rule(Image.new(mode, (20, 30))).shape == (channels, 16, 16)
+        x = rule(Image.new(mode, (20, 30)))
+        assert x.shape == (channels, 16, 16) and x.isfinite().all()
 
 
 def test_sixteen_bit_images_are_scaled_not_clipped():
     half = Image.new("I;16", (16, 16), 32768)
-    assert GREY(half).mean().item() == pytest.approx((128 / 255 - 0.5) / 0.25, abs=0.02)
+    assert GREY(half).mean().item() == pytest.approx((32768 / 65535 - 0.5) / 0.25, abs=1e-6)
 
 
 def test_preprocessing_scales_the_shorter_side_and_cuts_the_centre():
     image = Image.new("L", (48, 16), 0)
     image.paste(255, (16, 0, 32, 16))
     assert torch.equal(GREY(image), torch.full((1, 16, 16), 2.0))
-    large = GREY(image.resize((480, 160), Image.Resampling.NEAREST))
-    torch.testing.assert_close(large[:, :, 1:-1], torch.full((1, 16, 14), 2.0))  # the borders blend with what lies beyond
-    assert (large[:, :, 0] < 2).all() and (large[:, :, 0] > 1).all()
+    # cut out before it is resized: what lies beyond the square does not count
+    torch.testing.assert_close(GREY(image.resize((480, 160), Image.Resampling.NEAREST)), torch.full((1, 16, 16), 2.0))
 
 
 def test_files_give_what_the_data_set_gives(digit_files):
@@ -138,6 +138,12 @@ def test_files_give_what_the_data_set_gives(digit_files):
     expected = data.preprocessing.normalize(data.preprocessing.fit(rows).expand(-1, 3, -1, -1))
     got = torch.stack([data.preprocessing.read(file) for file in digit_files])
     torch.testing.assert_close(got, expected, rtol=0, atol=0.5 / 255 / DIGITS_STD + 1e-5)  # 8-bit rounding
+
+
+@pytest.mark.parametrize("broken", [None, 3, {}, {"size": 8, "mean": [0.5]}, {"size": 8, "mean": [0.5], "std": [0]}, {"size": "x", "mean": [0.5], "std": [1]}])
+def test_broken_preprocessing(broken):
+    with pytest.raises(ValueError, match="the rule by which images are prepared is broken: "):
+        Preprocessing.from_dict(broken)
 
 
 def test_preprocessing_is_kept_as_numbers():
@@ -162,28 +168,87 @@ def test_image_folder_missing_folder(tmp_path):
         ImageFolder(str(tmp_path)).prepare_data()
 
 
-def test_image_folder_without_torchvision(tmp_path, monkeypatch):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "val").mkdir()
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingPackageError, match=r'a folder of images as data set needs torchvision.*pip install "interflow-kernels\[vision\]"'):
-        ImageFolder(str(tmp_path)).prepare_data()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"std": [0, 0, 0]}, r"std must have finite values above 0, got \[0, 0, 0\]"),
+        ({"std": [1, 1, float("nan")]}, "std must have finite values above 0"),
+        ({"mean": [0, 0, float("inf")]}, "mean must have finite values"),
+        ({"mean": [0.5]}, "mean and std must both have 1 value .* or both 3 .*, got 1 and 3"),
+        ({"mean": [0.5] * 4, "std": [0.5] * 4}, "got 4 and 4"),
+    ],
+)
+def test_bad_image_folder_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFolder("anywhere", **options)
 
 
-def test_image_folder(tmp_path):
-    pytest.importorskip("torchvision", reason="torchvision (extra [vision]) is not installed", exc_type=ImportError)
-    for part in ("train", "val"):
-        for label in ("ant", "bee"):
-            (tmp_path / part / label).mkdir(parents=True)
+def image_folder(root, parts=("train", "val"), classes=("ant", "bee"), mode="RGB"):
+    for part in parts:
+        for number, label in enumerate(classes):
+            (root / part / label).mkdir(parents=True)
             for i in range(3):
-                Image.new("RGB", (40, 30), (80 * i, 0, 0)).save(tmp_path / part / label / f"{i}.png")
+                colour = (80 * i, 90 * number, 200) if mode == "RGB" else 80 * i
+                Image.new(mode, (40, 30), colour).save(root / part / label / f"{i}.png")
+
+
+def test_image_folder_needs_no_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    image_folder(tmp_path)
     data = ImageFolder(str(tmp_path), batch_size=2, size=24, num_workers=0)
     data.setup("fit")
     assert data.class_names == ("ant", "bee")
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         x, target = next(iter(loader))
         assert x.shape == (2, 3, 24, 24) and target.shape == (2,)
-    (tmp_path / "val" / "cow").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "val" / "cow" / "0.png")
+    image_folder(tmp_path, parts=("val",), classes=("cow",))
     with pytest.raises(UserError, match=r"has other classes than .*: cow"):
         ImageFolder(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_and_evaluation_read_the_same_pixels(tmp_path, channels):
+    image_folder(tmp_path)
+    data = ImageFolder(str(tmp_path), size=24, num_workers=0, mean=[0.4] * channels, std=[0.2] * channels)
+    data.setup()
+    for i in range(6):  # pictures of one colour: no cutting out can change them
+        trained, evaluated = data.parts[0][i], data.parts[1][i]
+        torch.testing.assert_close(trained[0], evaluated[0])
+        assert trained[0].shape == (channels, 24, 24) and trained[1] == evaluated[1]
+
+
+def test_training_images_are_cut_out_and_mirrored_at_random():
+    ramp = Image.linear_gradient("L").transpose(Image.Transpose.ROTATE_90)  # brightness changes from left to right
+    torch.manual_seed(0)
+    seen = [GREY.augmented(ramp)[0] for _ in range(40)]
+    slopes = torch.stack([x[:, -1].mean() - x[:, 0].mean() for x in seen])
+    assert 8 <= (slopes > 0).sum() <= 32  # mirrored in half of all cases
+    assert slopes.abs().max() > 2 * slopes.abs().min() > 0  # of different size
+    again = [GREY.augmented(ramp)[0] for _ in range(2)]
+    torch.manual_seed(0)
+    assert torch.equal(GREY.augmented(ramp)[0], seen[0]) and not torch.equal(again[0], again[1])
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (30, 500), (1, 900), (1, 1)])
+def test_random_boxes_lie_inside_and_have_allowed_shapes(width, height):
+    torch.manual_seed(0)
+    boxes = [random_box(width, height) for _ in range(300)]
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    if min(width, height) == 300:
+        areas = torch.tensor([(r - x) * (b - t) / (width * height) for x, t, r, b in boxes])
+        shapes = torch.tensor([(r - x) / (b - t) for x, t, r, b in boxes])
+        assert areas.min() < 0.15 and areas.max() > 0.9 and 0.35 < areas.mean() < 0.5
+        assert shapes.min() > 0.73 and shapes.max() < 1.36 and (shapes < 1).float().mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_random_boxes_are_torchvisions_kind():
+    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision (extra [vision]) is not installed", exc_type=ImportError)
+    image = torch.zeros(3, 300, 400)
+    areas = [[h * w for _, _, h, w in (transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(500))]]
+    areas.append([(r - x) * (b - t) for x, t, r, b in (random_box(400, 300) for _ in range(500))])
+    theirs, ours = (torch.tensor(values, dtype=torch.float) / 120000 for values in areas)
+    torch.testing.assert_close(ours.quantile(torch.tensor([0.1, 0.5, 0.9])), theirs.quantile(torch.tensor([0.1, 0.5, 0.9])), rtol=0, atol=0.08)

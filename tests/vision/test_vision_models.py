@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interflow_kernels import FoldedInterflowHead, StageTap, TapConv2d
+from interflow_kernels import FoldedInterflowHead, StageTap
 from interflow_vision import VGG, create_model, list_models
 from interflow_vision.errors import MissingPackageError
 from interflow_vision.heads import HEADS
@@ -190,7 +190,7 @@ def test_forward_branches():
     assert torch.equal(y, branches[:, -1])
     for head in ("concat", "last"):
         assert not small(head=head).has_branches
-        with pytest.raises(ValueError, match=f"head='{head}' with 10 classes has no branches"):
+        with pytest.raises(ValueError, match=r"the head, \w+Head, has no branches"):
             small(head=head).forward_branches(images())
 
 
@@ -227,8 +227,7 @@ def test_fused_and_eager_stages_give_the_same(name, head, memory_format):
         torch.testing.assert_close(got, expected[key], msg=lambda m, key=key: f"{key}: {m}")
     taps = [layer for layer in fused.features.values() if isinstance(layer, StageTap)]
     assert [tap.max_pool for tap in taps] == [True] * 4 + [head == "last"]
-    assert sum(isinstance(layer, TapConv2d) for layer in fused.features.values()) == (0 if name == "vgg16_bn" else 5)
-    assert not any(isinstance(layer, (StageTap, TapConv2d)) for layer in eager.features.values())
+    assert not any(isinstance(layer, StageTap) for layer in eager.features.values())
 
 
 def test_a_map_that_goes_on_has_no_tap():

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from interflow_kernels import FusedInterflowHead, InterflowHead, StageTap
 from interflow_vision import checkpoints, comparison, demo, digits, report, runs, timing
@@ -139,6 +140,22 @@ def test_the_heads_own_loss_is_used():
     torch.testing.assert_close(model._train_loss(z, target), each[3] + 0.5 * (each[0] + each[1] + each[2]))
     plain = Classifier(**TINY, label_smoothing=0.3)
     torch.testing.assert_close(plain._train_loss(z[:, 0], target), F.cross_entropy(z[:, 0], target, label_smoothing=0.3))
+
+
+def test_a_wrapped_head_trains_and_logs_as_the_head_does(tmp_path):
+    """Its branches and contributions are logged, its bias does not decay."""
+    model = Classifier(**TINY, weight_decay=0.01)
+    model.model.head = checkpoint_wrapper(model.model.head)
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data())
+    assert {f"{key}{i}" for key in ("val/accuracy_branch", "contribution/branch") for i in range(1, 5)} <= set(run.callback_metrics)
+    decayed = {id(p) for p in run.optimizers[0].param_groups[0]["params"]}
+    assert {name for name, p in model.model.head.named_parameters() if id(p) in decayed} == {"weight"}  # as checkpoint_wrapper names it
+    auxiliary = Classifier(**TINY, head="auxiliary")
+    z, target = torch.randn(8, 4, 10), torch.arange(8)
+    want = auxiliary._train_loss(z, target)
+    auxiliary.model.head = torch.nn.Sequential(auxiliary.model.head)
+    assert torch.equal(auxiliary._train_loss(z, target), want)
 
 
 @pytest.mark.parametrize("attention", ["nxn", "gated"])

@@ -1,7 +1,7 @@
 // The host side of random programs.
 #include "program.h"
 
-#include "cuda/host.h"
+#include "common/cuda/host.h"
 
 namespace interflow {
 namespace {

@@ -2,8 +2,8 @@
 // with plain vector clocks.
 #include "program.h"
 
-#include "device.cuh"
-#include "launch.h"
+#include "common/cuda/device.cuh"
+#include "common/cuda/launch.h"
 
 namespace interflow {
 namespace {

@@ -1,5 +1,5 @@
 // The sample's host side: an operator like the others, but for its schema, which stands here.
-#include "cuda/host.h"
+#include "common/cuda/host.h"
 #include "sample_host.h"
 
 namespace interflow {

@@ -1,8 +1,8 @@
 // Sums of rows, their sum by the last block to arrive, the same by tickets, and a product by a matrix instruction.
 #include "sample.h"
 
-#include "device.cuh"
-#include "launch.h"
+#include "common/cuda/device.cuh"
+#include "common/cuda/launch.h"
 #include "sample_host.h"
 
 namespace interflow {

@@ -1,0 +1,113 @@
+// Sums of many numbers in two storeys: runs of a few numbers in Acc, and sums of the runs. Nothing about one operator.
+//
+// Acc alone rounds every addition of equal numbers the same way, so that errors add up. The second storey is fp64 for fp32 numbers. For
+// fp64 ones it is fp64 with what each addition loses beside it (D. Knuth's TwoSum, gathered as A. Neumaier does).
+// No include guard: see vector.h. A run is at most kRun<Acc> additions long.
+
+namespace interflow::INTERFLOW_ISA {
+
+template <class Acc>
+constexpr int64_t kRun = sizeof(Acc) == 4 ? 16 : 8;  // fp64's second storey is hardly finer than its first: runs are short
+
+// sum += x; lost += what the addition rounded off.
+template <class V>
+INTERFLOW_INLINE void add_keeping_loss(V& sum, V& lost, V x) {
+  V next = sum + x, taken = next - sum;
+  lost += (sum - (next - taken)) + (x - taken);
+  sum = next;
+}
+
+// sum + lost; once sum has met an infinity or a NaN, `lost` says nothing more.
+INTERFLOW_INLINE double with_loss(double sum, double lost) {
+  double whole = sum + lost;
+  return whole == whole ? whole : sum;
+}
+
+// A sum of single numbers of type Acc.
+template <class Acc>
+struct LongSum {
+  double sum = 0, lost = 0;  // lost: fp64 only
+
+  INTERFLOW_INLINE void add(double x) {
+    if constexpr (sizeof(Acc) == 4)
+      sum += x;
+    else
+      add_keeping_loss(sum, lost, x);
+  }
+  INTERFLOW_INLINE double total() const { return sizeof(Acc) == 4 ? sum : with_loss(sum, lost); }
+};
+
+// A sum of vectors, lane by lane. Begins as LongVector<Acc>{}.
+template <class Acc>
+struct LongVector {
+  Vec<double> first, second;  // fp32: lanes 0-3 and 4-7; fp64: the sum, and what its additions lost
+
+  INTERFLOW_INLINE void add(Vec<Acc> v) {
+    if constexpr (sizeof(Acc) == 4) {
+      typedef float F32x4 __attribute__((vector_size(16)));
+      F32x4 half[2];
+      __builtin_memcpy(half, &v, sizeof half);
+      first += __builtin_convertvector(half[0], Vec<double>);
+      second += __builtin_convertvector(half[1], Vec<double>);
+    } else {
+      add_keeping_loss(first, second, v);
+    }
+  }
+  // The sum of lane j.
+  INTERFLOW_INLINE double lane(int64_t j) const {
+    if constexpr (sizeof(Acc) == 4)
+      return j < 4 ? first[j] : second[j - 4];
+    else
+      return with_loss(first[j], second[j]);
+  }
+  // The sums of all lanes, rounded to Acc.
+  INTERFLOW_INLINE Vec<Acc> lanes() const {
+    Vec<Acc> v;
+    for (int j = 0; j < kLanes<Acc>; ++j) v[j] = Acc(lane(j));
+    return v;
+  }
+  // The sum over all lanes.
+  INTERFLOW_INLINE double total() const {
+    if constexpr (sizeof(Acc) == 4) return reduce(first + second);
+    LongSum<double> all;
+    for (int j = 0; j < kLanes<double>; ++j) all.add(first[j]);
+    for (int j = 0; j < kLanes<double>; ++j) all.lost += second[j];
+    return all.total();
+  }
+};
+
+// Sums of up to kChannels columns of numbers, a row after the other.
+template <class Acc, int64_t kChannels>
+struct LongColumns {
+  static constexpr int64_t L = kLanes<Acc>;
+  alignas(64) Acc few[kChannels];                    // of the last rows, at most kRun<Acc>: written by the user
+  alignas(64) LongVector<Acc> all[kChannels / L];    // of the rows before
+  int64_t vectors;                                   // in use
+  bool carried = false;
+
+  explicit LongColumns(int64_t channels) : vectors((channels + L - 1) / L) {}
+  void clear() { std::fill(few, few + vectors * L, Acc(0)); }
+  // Puts `few` into the sums; it keeps its numbers.
+  void carry() {
+    for (int64_t i = 0; i < vectors; ++i) {
+      if (!carried) all[i] = LongVector<Acc>{};
+      all[i].add(load(few + i * L));
+    }
+    carried = true;
+  }
+  double total(int64_t c) const { return all[c / L].lane(c % L); }
+};
+
+// out[c] = the sum over r of rows[r, c], divided by count.
+template <class Acc>
+void mean_of_rows(const Acc* rows, int64_t number, int64_t channels, int64_t count, Acc* out) {
+  constexpr int64_t L = kLanes<Acc>;
+  for (int64_t c = 0; c < channels; c += L) {
+    int64_t lanes = std::min(L, channels - c);
+    LongVector<Acc> sum{};
+    for (int64_t r = 0; r < number; ++r) sum.add(lanes == L ? load(rows + r * channels + c) : load_partial<Acc>(rows + r * channels + c, lanes));
+    for (int64_t j = 0; j < lanes; ++j) out[c + j] = Acc(sum.lane(j) / double(count));
+  }
+}
+
+}  // namespace interflow::INTERFLOW_ISA

@@ -1,0 +1,66 @@
+// What the three backward kernels of the head share: the gradient of Z, batches of loads that are all in flight at once, sums by eight lanes.
+#pragma once
+#include "interflow_head/cuda/tail.cuh"
+
+namespace interflow {
+
+// Elements first, first + step, ... of p as floats, 0 from the count-th on. All N loads are issued before the first is awaited.
+template <int N>
+__device__ __forceinline__ void strided_elements(float (&x)[N], const Parameter& p, int64_t first, int64_t step, int count) {
+  auto load = [&](auto* data) {
+    data += first;
+#pragma unroll
+    for (int r = 0; r < N; ++r) x[r] = r < count ? to_float(data[r * step]) : 0.0f;
+  };
+  switch (p.dtype) {
+    case DType::BF16: load(static_cast<const __nv_bfloat16*>(p.data)); break;
+    case DType::F16: load(static_cast<const __half*>(p.data)); break;
+    default: load(static_cast<const float*>(p.data)); break;
+  }
+}
+
+// A[i, k] of the linear modes, as aggregation() has it; the n addends of an n x n attention are loaded together.
+__device__ __forceinline__ float stage_weight(const HeadTail& T, int i, int64_t k) {
+  if (T.mode != Attention::NByN) return aggregation(T, i, k);
+  float a[kMaxStages], sum = 0;
+  strided_elements(a, T.attention_weight, i, T.count, T.count);
+#pragma unroll
+  for (int j = 0; j < kMaxStages; ++j) sum += a[j];
+  return sum;
+}
+
+// Whether ds is dy times A, which then has to be known.
+__device__ __forceinline__ bool scales_dy(const HeadBackward& P) { return !P.dscores && P.dy.data; }
+
+// ds[b, i, k] of images b, b + step, ..., 0 from the count-th on; a: A[i, k] where ds scales dy.
+template <int N>
+__device__ __forceinline__ void score_gradients(float (&ds)[N], const HeadBackward& P, int64_t b, int step, int count, int i, int64_t k, float a) {
+  int64_t K = P.tail.classes, place = (b * P.tail.count + i) * K + k, stride = step * P.tail.count * K;
+  if (P.dscores) return strided_elements(ds, {P.dscores, DType::F32}, place, stride, count);
+  if (P.dy.data) {
+    strided_elements(ds, P.dy, b * K + k, step * K, count);
+#pragma unroll
+    for (int r = 0; r < N; ++r) ds[r] = r < count ? a * ds[r] : 0.0f;
+    if (!P.dbranches.data) return;
+    float z[N];
+    strided_elements(z, P.dbranches, place, stride, count);
+#pragma unroll
+    for (int r = 0; r < N; ++r) ds[r] += z[r];
+    return;
+  }
+  strided_elements(ds, P.dbranches, place, stride, count);
+}
+
+// The sum of f(p) over p < count by eight lanes side by side, in one order, for all of them. By whole warps only.
+constexpr int kAdders = 8;
+template <class F>
+__device__ __forceinline__ float sum_by_eight(unsigned count, F f) {
+  float sum = 0;
+#pragma unroll 8
+  for (unsigned p = threadIdx.x % kAdders; p < count; p += kAdders) sum += f(p);
+#pragma unroll
+  for (int distance = kAdders / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  return sum;
+}
+
+}  // namespace interflow

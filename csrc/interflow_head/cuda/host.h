@@ -1,0 +1,46 @@
+// What forward and backward of the head share on the CUDA host side.
+#pragma once
+#include "interflow_head/checks.h"
+#include "common/cuda/host.h"
+#include "interflow_head/cuda/kernels.h"
+
+namespace interflow {
+
+constexpr const char* kNoDoubles = ": fp64 has no CUDA kernel; call InterflowHead, interflow_kernels.interflow_head or backend('eager'), which take PyTorch's own operators";
+
+// A small tensor as kernels take it, contiguous; `held` keeps a copy alive where one was made.
+inline Parameter parameter_of(const OptionalTensor& t, const Tensor& like, const char* op, const char* name, std::vector<Tensor>& held) {
+  if (!t) return {nullptr, DType::F32};
+  DType dtype = dtype_of(*t, op, name);
+  STD_TORCH_CHECK(dtype != DType::F64, op, kNoDoubles, ", got ", name, " in fp64");
+  STD_TORCH_CHECK(on_device(*t) && t->get_device_index() == like.get_device_index(), op, ": ", name, " must be on the device of weight");
+  held.push_back(t->is_contiguous() ? *t : torch::stable::contiguous(*t));
+  return {readable(held.back()), dtype};
+}
+
+// Shapes, weight and attention of both directions. `begin` [n + 1]: columns of the stages; pooled contiguous.
+inline HeadTail head_tail(int64_t batch, const std::vector<int64_t>& begin, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
+                          const OptionalTensor& attention_bias, Attention mode, const char* op, std::vector<Tensor>& held) {
+  HeadTail T{};
+  T.count = int(begin.size()) - 1, T.batch = batch, T.width = begin.back(), T.classes = weight.size(0);
+  std::copy(begin.begin(), begin.end(), T.begin);
+  STD_TORCH_CHECK(T.width < INT32_MAX / 2, op, ": weight must have fewer than 2^30 columns, got ", T.width);
+  for (int i = 0; i < T.count; ++i) T.first_block[i + 1] = T.first_block[i] + int(ceil_div(T.begin[i + 1] - T.begin[i], kBlockColumns));
+  T.weight_dtype = dtype_of(weight, op, "weight");
+  T.weight = parameter_of(weight, weight, op, "weight", held).data;
+  T.mode = mode;
+  T.bias = parameter_of(bias, weight, op, "bias", held);
+  T.attention_weight = parameter_of(attention_weight, weight, op, "attention_weight", held);
+  T.attention_bias = parameter_of(attention_bias, weight, op, "attention_bias", held);
+  return T;
+}
+
+// pooled [B, D], and whether it and the weight can be read 16 bytes at a time in every stage.
+inline void set_pooled(HeadTail& T, const float* pooled) {
+  int64_t each = 16 / element_size(T.weight_dtype);
+  T.pooled = pooled;
+  T.vectors = reinterpret_cast<uintptr_t>(T.weight) % 16 == 0 && reinterpret_cast<uintptr_t>(pooled) % 16 == 0;
+  for (int i = 0; i <= T.count; ++i) T.vectors = T.vectors && T.begin[i] % each == 0;
+}
+
+}  // namespace interflow

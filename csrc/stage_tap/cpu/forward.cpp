@@ -1,0 +1,117 @@
+// stage_tap on the CPU: check, sizes, allocate, params, launch (one parallel region), return.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <memory>
+
+#include "common/cpu/huge_pages.h"
+#include "common/cpu/isa.h"
+#include "common/cpu/parallel.h"
+#include "stage_tap/cpu/host.h"
+
+namespace interflow {
+
+constexpr const char* kTap = "stage_tap";
+constexpr int64_t kUnitBytes = 64 << 10;
+constexpr int64_t kUnitsAtOnce = 16;
+
+const TapKernels& tap_kernels() {
+#if defined(__x86_64__)
+  if (use_avx2()) return tap_kernels_avx2;
+#endif
+  return tap_kernels_baseline;
+}
+
+TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool) {
+  TapPlan plan{s, dtype, max_pool, 0, 1};
+  if (s.batch == 0 || s.channels == 0) return plan;
+  int64_t element = element_size(dtype), all = s.channels;
+  if (s.channels_last) {
+    all = max_pool ? s.windows_h() * s.windows_w() : s.pixels();
+    plan.part_size = std::max<int64_t>(8, kUnitBytes / (element * (max_pool ? 4 : 1)) / s.channels);  // few parts: each leaves C sums
+  } else {
+    plan.part_size = std::max<int64_t>(1, kUnitBytes / element / s.pixels());
+  }
+  plan.parts = (all + plan.part_size - 1) / plan.part_size;
+  return plan;
+}
+
+template <class Params>
+void run_tap(void (*unit)(const Params&, int64_t, int64_t), const Params& P) {
+  const TapShape& s = P.plan.shape;
+  bool worthwhile = s.batch * s.channels * s.pixels() * element_size(P.plan.dtype) > kSerialBytes;
+  parallel_tickets(s.batch * P.plan.parts, worthwhile, kUnitsAtOnce, [&](int64_t i) { unit(P, i / P.plan.parts, i % P.plan.parts); });
+}
+template void run_tap(void (*)(const TapParams&, int64_t, int64_t), const TapParams&);
+template void run_tap(void (*)(const TapBackwardParams&, int64_t, int64_t), const TapBackwardParams&);
+
+namespace {
+
+// shift [C] rounded to u's dtype, as Acc; -0 (which changes no number) where there is none. Readable a vector beyond its end.
+template <class Acc>
+std::unique_ptr<Acc[]> shift_values(const OptionalTensor& shift, int64_t channels, DType dtype) {
+  std::unique_ptr<Acc[]> values(new Acc[size_t(channels) + 8]);
+  std::fill(values.get(), values.get() + channels + 8, Acc(-0.0));
+  if (!shift) return values;
+  int64_t stride = shift->stride(0);
+  auto fill = [&](auto* data) {
+    for (int64_t c = 0; c < channels; ++c) values[size_t(c)] = Acc(data[c * stride]);
+  };
+  const void* data = shift->const_data_ptr();
+  switch (dtype_of(*shift, kTap, "shift")) {
+    case DType::F32: fill(static_cast<const float*>(data)); break;
+    case DType::F64: fill(static_cast<const double*>(data)); break;
+    case DType::BF16: fill(static_cast<const c10::BFloat16*>(data)); break;
+    case DType::F16: fill(static_cast<const c10::Half*>(data)); break;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    if (dtype == DType::BF16) values[size_t(c)] = Acc(float(c10::BFloat16(float(values[size_t(c)]))));
+    if (dtype == DType::F16) values[size_t(c)] = Acc(float(c10::Half(float(values[size_t(c)]))));
+  }
+  return values;
+}
+
+template <class Acc>
+std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& shift, const TapPlan& plan, bool need_mask) {
+  const TapShape& s = plan.shape;
+  ScalarType type = u.scalar_type(), acc_type = sizeof(Acc) == 8 ? ScalarType::Double : ScalarType::Float;
+
+  // Allocate
+  Tensor m = plan.max_pool ? new_map(u, s.batch, s.channels, s.height / 2, s.width / 2, s.channels_last, type) : new_tensor(u, {0}, type);
+  Tensor p = new_tensor(u, {s.batch, s.channels}, acc_type);
+  Tensor mask = new_tensor(u, {need_mask ? s.batch * s.mask_bytes(plan.max_pool) : 0}, ScalarType::Byte);
+  if (s.batch == 0 || s.channels == 0) return {m, p, mask};
+  for (const Tensor* t : {&m, &mask}) advise_huge_pages(t->mutable_data_ptr(), t->numel() * (t == &m ? element_size(plan.dtype) : 1));
+  auto values = shift_values<Acc>(shift, s.channels, plan.dtype);
+  bool meet = s.channels_last && plan.parts > 1;
+  std::unique_ptr<Acc[]> partial(meet ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
+  std::unique_ptr<std::atomic<int>[]> arrivals(meet ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
+
+  // Launch
+  TapParams P{};
+  P.plan = plan;
+  P.u = u.const_data_ptr();
+  P.stride_b = u.stride(0), P.stride_c = u.stride(1), P.stride_h = u.stride(2), P.stride_w = s.width == 1 ? 1 : u.stride(3);
+  int64_t last = 0;
+  for (int64_t i = 0; i < 4; ++i) last += (u.size(i) - 1) * u.stride(i);
+  P.u_end = static_cast<const char*>(P.u) + (last + 1) * element_size(plan.dtype);
+  P.shift = values.get();
+  P.m = plan.max_pool ? m.mutable_data_ptr() : nullptr;
+  P.p = p.mutable_data_ptr();
+  P.mask = need_mask ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr;
+  P.partial = partial.get(), P.arrivals = arrivals.get();
+  run_tap(tap_kernels().forward, P);
+  return {m, p, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTensor& shift, bool max_pool, bool need_mask) {
+  TapShape shape = check_tap(u, shift, kTapPlace);
+  DType dtype = dtype_of(u, kTap, "u");
+  TapPlan plan = plan_tap(shape, dtype, max_pool);
+  return within_memory(kTap, [&] { return dtype == DType::F64 ? run<double>(u, shift, plan, need_mask) : run<float>(u, shift, plan, need_mask); });
+}
+
+}  // namespace
+}  // namespace interflow
+
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap", TORCH_BOX(&interflow::stage_tap)); }

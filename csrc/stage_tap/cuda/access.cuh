@@ -1,0 +1,168 @@
+// How the stage tap's kernels reach memory: whole pieces in 16-byte accesses, or narrower ones with a count; and who does what.
+#pragma once
+#include "common/cuda/packed.cuh"
+#include "stage_tap/cuda/kernels.h"
+
+namespace interflow {
+
+template <class T, bool kPool>
+constexpr int kTapVector = tap_vector(sizeof(T) == 4 ? DType::F32 : DType::BF16, kPool);
+
+__device__ __forceinline__ uint32_t divide(uint32_t n, const Divider& by) { return (uint32_t((uint64_t(n) * by.multiplier) >> 32) + n) >> by.shift; }
+
+__device__ __forceinline__ int64_t pixels_of(const TapShape& s) { return s.height * s.width; }
+
+// Unit by unit: slabs of the same positions follow each other.
+struct TapUnit {
+  uint32_t group, part, slab;
+  __device__ __forceinline__ TapUnit(uint32_t unit, const TapPlan& plan) {
+    uint32_t rest = divide(unit, plan.by_slabs);
+    slab = unit - rest * uint32_t(plan.slabs);
+    group = divide(rest, plan.by_parts);
+    part = rest - group * uint32_t(plan.parts);
+  }
+};
+
+// Rows that are read by parts of a sector: through L1, unlike load_stream.
+template <class Chunk>
+__device__ __forceinline__ Chunk load_cached(const void* p) {
+#if INTERFLOW_EMULATION
+  return load_stream<Chunk>(p, 0);
+#else
+  return *static_cast<const Chunk*>(p);
+#endif
+}
+
+// --- N elements as words -----------------------------------------------------------------------------------------------------
+template <int W>
+__device__ __forceinline__ void load_whole(uint32_t (&words)[W], const void* p, uint64_t policy) {
+  constexpr int kEach = W % 4 == 0 ? 4 : W;
+#pragma unroll
+  for (int i = 0; i < W; i += kEach) {
+    auto chunk = load_stream<Vector<uint32_t, kEach>>(static_cast<const uint32_t*>(p) + i, policy);
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) words[i + k] = chunk[k];
+  }
+}
+
+// What the next kernel reads, and so without a policy: m, du.
+template <int W>
+__device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W]) {
+  constexpr int kEach = W % 4 == 0 ? 4 : W;
+#pragma unroll
+  for (int i = 0; i < W; i += kEach) {
+    Vector<uint32_t, kEach> chunk;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
+    if constexpr (kEach == 4)
+      store_chunk(static_cast<uint32_t*>(p) + i, chunk);
+    else
+      *reinterpret_cast<Vector<uint32_t, kEach>*>(static_cast<uint32_t*>(p) + i) = chunk;
+  }
+}
+
+// The first `count` elements, `access` bytes at a time (a divisor of what count takes), zeros behind. Single elements lie `stride` apart.
+template <class T, int W, bool kShared = false>
+__device__ __forceinline__ void load_few(uint32_t (&words)[W], const T* p, int count, int access, int64_t stride = 1) {
+  constexpr int kPer = 4 / int(sizeof(T));
+#pragma unroll
+  for (int i = 0; i < W; ++i) words[i] = 0;
+  auto read = [](auto example, const T* from) {
+    if constexpr (kShared)
+      return *reinterpret_cast<const decltype(example)*>(from);
+    else
+      return load_cached<decltype(example)>(from);
+  };
+  auto chunks = [&](auto example) {
+    using Chunk = decltype(example);
+    constexpr int kEach = int(sizeof(Chunk)) / 4;
+    if constexpr (W % kEach == 0) {
+#pragma unroll
+      for (int i = 0; i < W; i += kEach)
+        if (i * kPer < count) {
+          Chunk chunk = read(Chunk{}, p + i * kPer);
+#pragma unroll
+          for (int k = 0; k < kEach; ++k) words[i + k] = chunk[k];
+        }
+    }
+  };
+  if (access == 16)
+    chunks(Vector<uint32_t, 4>{});
+  else if (access == 8)
+    chunks(Vector<uint32_t, 2>{});
+  else if (access == 4 && sizeof(T) == 2)
+    chunks(Vector<uint32_t, 1>{});
+  else
+#pragma unroll
+    for (int i = 0; i < W * kPer; ++i)
+      if (i < count) {
+        if constexpr (kPer == 2)
+          words[i / 2] |= uint32_t(read(uint16_t{}, p + i * stride)) << (16 * (i % 2));
+        else
+          words[i] = read(uint32_t{}, p + i * stride);
+      }
+}
+
+template <class T, int W>
+__device__ __forceinline__ void store_few(T* p, const uint32_t (&words)[W], int count, int access) {
+  constexpr int kPer = 4 / int(sizeof(T));
+  auto chunks = [&](auto example) {
+    using Chunk = decltype(example);
+    constexpr int kEach = int(sizeof(Chunk)) / 4;
+    if constexpr (W % kEach == 0) {
+#pragma unroll
+      for (int i = 0; i < W; i += kEach)
+        if (i * kPer < count) {
+          Chunk chunk;
+#pragma unroll
+          for (int k = 0; k < kEach; ++k) chunk[k] = words[i + k];
+          *reinterpret_cast<Chunk*>(p + i * kPer) = chunk;
+        }
+    }
+  };
+  if (access == 16 && W % 4 == 0)
+    chunks(Vector<uint32_t, 4>{});
+  else if (access >= 8)
+    chunks(Vector<uint32_t, 2>{});
+  else if (access == 4)
+    chunks(Vector<uint32_t, 1>{});
+  else if constexpr (kPer == 2)
+#pragma unroll
+    for (int i = 0; i < W * kPer; ++i)
+      if (i < count) *reinterpret_cast<uint16_t*>(p + i) = uint16_t(words[i / 2] >> (16 * (i % 2)));
+}
+
+template <int N>
+__device__ __forceinline__ void store_few_bytes(uint8_t* p, const Vector<uint8_t, N>& bytes, int count, uint64_t policy) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (i < count) store_stream(p + i, bytes[i], policy);
+}
+
+template <int N>
+__device__ __forceinline__ Vector<uint8_t, N> load_few_bytes(const uint8_t* p, int count) {
+  Vector<uint8_t, N> bytes{};
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (i < count) bytes[i] = p[i];
+  return bytes;
+}
+
+// --- parameters by channel -----------------------------------------------------------------------------------------------------
+// Numbers of the first `count` of N channels from `first` on, zeros behind; wide: they follow each other, aligned to 16 bytes.
+template <int N>
+__device__ __forceinline__ void load_channels(float (&x)[N], const void* data, DType dtype, int64_t first, int64_t stride, int count, bool wide) {
+  if (wide && dtype == DType::F32) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      auto four = load_cached<Vector<float, 4>>(static_cast<const float*>(data) + first + i);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) x[i + k] = four[k];
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = i < count ? load_as_float(data, dtype, (first + i) * stride) : 0.0f;
+}
+
+}  // namespace interflow

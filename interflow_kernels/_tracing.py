@@ -1,0 +1,39 @@
+"""Who records the call: a compiler, an exporter, a tracer or nobody. It decides by which road an operator is reached."""
+
+import torch
+from torch.autograd import forward_ad
+
+EAGER = ""
+"""Nobody records: the public Function, or the operator alone where no graph is built."""
+COMPILED = "compiled"
+"""Dynamo traces for torch.compile: the public Function, which keeps stride-0 gradients, autocast and whole graphs."""
+OPERATOR = "operator"
+"""torch.export and torch.jit.trace: the operator itself. It differentiates by its own registration, is saved and loaded by name."""
+PLAIN = "plain"
+"""The reference in plain PyTorch operators, where the operator cannot follow: derivatives in a compiled graph, ONNX."""
+
+
+def _road_while_compiling() -> str:
+    # Dynamo loses the gradient of an autograd.Function below a torch.func transform (zeros), and its batching rule.
+    if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
+        return PLAIN
+    return OPERATOR if torch.compiler._is_exporting_flag else COMPILED
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo: called while Dynamo traces, it tells what
+# holds there. Dynamo has entered the transforms that it traces; torch.compiler.is_exporting is always true under older versions.
+_road_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def road() -> str:
+    """EAGER, COMPILED, OPERATOR or PLAIN."""
+    if torch.compiler.is_compiling():
+        return PLAIN if forward_ad._current_level >= 0 else _road_while_compiling()
+    if torch._C._get_tracing_state() is not None:
+        return PLAIN if torch.onnx.is_in_onnx_export() else OPERATOR
+    return EAGER
+
+
+def no_script(module: torch.nn.Module) -> torch.nn.Module:
+    """As `__prepare_scriptable__` of a module: what torch.jit.script calls before it compiles."""
+    raise NotImplementedError(f"torch.jit.script cannot compile {type(module).__name__}; use torch.jit.trace or torch.export.export")

@@ -26,9 +26,9 @@ BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
-GPU_PARTS := gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
-.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit $(GPU_PARTS) wheel clean
+.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit wheel clean \
+	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.cli.demo
@@ -59,7 +59,7 @@ profile: $(VENV)/installed
 profile-page: $(VENV)/installed
 	$(BIN)/python bench/profile_page.py $(FROM)
 
-gpu gpu-full $(GPU_PARTS):
+gpu gpu-full gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench:
 	PYTHONPATH=bench $(PYTHON) -m gpu $(if $(filter gpu,$@),all,$(if $(filter gpu-full,$@),bench --full,$(@:gpu-%=%))) --device $(DEVICE) \
 		$(if $(GPU_OUT),--out $(GPU_OUT)) $(GPU_ARGS)
 

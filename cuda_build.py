@@ -3,6 +3,7 @@
 setup.py and the tests import this module. The environment variables are described in setup.py.
 """
 
+import hashlib
 import os
 import re
 import shlex
@@ -25,6 +26,14 @@ NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def digest() -> str:
+    """Of the compiled sources: whether libraries that were brought along are those of this tree."""
+    found = hashlib.sha256()
+    for name in sources("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh"):
+        found.update(name.encode() + b"\0" + Path(ROOT, name).read_bytes())
+    return found.hexdigest()[:16]
 
 
 def switch(name: str) -> str:

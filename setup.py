@@ -12,7 +12,6 @@ TORCH_CUDA_ARCH_LIST     for which GPUs, e.g. "8.0 9.0a 12.0+PTX"; see ARCHITECT
 MAX_JOBS                 limits the compiler processes.
 """
 
-import hashlib
 import importlib.util
 import json
 import platform
@@ -25,7 +24,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not look beside setup.py
-from cuda_build import compile_kernels, decide_cuda, jobs, output_of, sources, switch  # noqa: E402
+from cuda_build import compile_kernels, decide_cuda, digest, jobs, output_of, sources, switch  # noqa: E402
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
@@ -36,14 +35,6 @@ def native_is_wanted() -> bool:
     asked = switch("INTERFLOW_NATIVE") or ("1" if platform.system() == "Linux" else "0")
     print(f"interflow-kernels: compiled part {'on' if asked == '1' else 'off'} (INTERFLOW_NATIVE, {platform.system()} {platform.machine()})")
     return asked == "1"
-
-
-def digest() -> str:
-    """Of the compiled sources: whether libraries that were brought along are those of this tree."""
-    found = hashlib.sha256()
-    for name in sources("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh"):
-        found.update(name.encode() + b"\0" + Path(ROOT, name).read_bytes())
-    return found.hexdigest()[:16]
 
 
 def write_information(module: Path) -> None:

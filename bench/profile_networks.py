@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import inductor
 from harness import machine
 from harness.clock import call_turn
 from harness.profiler import device_events, entries, profiled
@@ -55,8 +56,10 @@ def side_by_side(networks: dict[str, Network], device: torch.device) -> Iterator
     call is larger than what its operators differ by.
     """
     # a turn calls its network first, so that nothing is compiled or chosen under the profiler
+    code = len(inductor.generated())
     ways = {name: call_turn(network.call, itertools.repeat(0), device) for name, network in networks.items()}
     sessions, calls = (1, CALLS) if device.type == "cuda" else (TURNS, 1)
+    texts = [path.read_text() for path in inductor.generated()[code:]]
     clock, found = [], []
     for i in range(TURNS):
         clock.append({name: turn() for name, turn in ways.items()})
@@ -71,6 +74,7 @@ def side_by_side(networks: dict[str, Network], device: torch.device) -> Iterator
             "clock_us": round(1e6 * quantile([turns[name] for turns in clock], 0.5), 1),
             "launches": len(device_events(found[0][name])) / calls,
             "entries": measured[sessions // 2],
+            **({"inductor": inductor.told(measured[sessions // 2], texts)} if network.cell.compiled else {}),
         }
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from reporting.results import Results, Row, busy, headline, load, run_command, verdict
+from reporting.results import Results, Row, busy, headline, load, run_command, verdict, versioned
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
@@ -12,6 +12,7 @@ SKIPPED = ("B=1 warm", "with shift", "five boundaries")
 
 def section(results: Results, folder: str) -> str:
     """What stands between the marks, the marks included. `folder`: the results' path as the README links it."""
+    results = versioned(results)
     m = results.machine
     reached = [goal["reached"] for _, goal in results.goals()]
     lines = [

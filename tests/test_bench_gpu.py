@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_bench import CPU, case, goals, made_case, roofline, room, run
+from test_bench import CPU, case, gate, goals, made_case, roofline, room, run
 
 networks, peers = room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)
@@ -193,3 +193,18 @@ def test_a_case_that_does_not_fit_into_memory_is_skipped_with_its_reason():
     for provider in plan.providers:
         with pytest.raises(pytest.skip.Exception, match=r"does not fit into this GPU's memory: CUDA out of memory\. Tried to allocate 3\.06 GiB\.$"):
             session.record(None, plan, provider)
+
+
+def test_a_gate_by_norm_lets_one_large_error_pass_and_refuses_many():
+    expected = [torch.ones(10_000)]
+    one, all_, lost = expected[0].clone(), 1.2 * expected[0], torch.zeros(10_000)
+    one[7] = 1.2
+    gate.refuse_wrong("ours", [one], expected, 0.1, by_norm=True)
+    with pytest.raises(AssertionError, match="wrong by 2.0e-01 of the largest value"):
+        gate.refuse_wrong("ours", [one], expected, 0.1)
+    for wrong, message in ((all_, "wrong by 2.0e-01 of the norm"), (lost, "wrong by 1.0e"), (one / 0, "wrong by nan|inf")):
+        with pytest.raises(AssertionError, match=message):
+            gate.refuse_wrong("ours", [wrong], expected, 0.1, by_norm=True)
+    made = made_case(by_norm=True, tolerance=0.1)
+    made.providers["ours"].call = lambda _: made.expected()[0] + torch.tensor([3.0, 0, 0, 0])  # 0.14 of the largest value, 0.09 of the norm
+    run.check(made)

@@ -200,8 +200,9 @@ def test_backend_is_guarded_under_compile():
 
 def run(code, folder=None, **environment):
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    alone = {"INTERFLOW_LIBRARIES": ""} if folder else {}  # a copy of the package has the libraries that lie in it
     done = subprocess.run(
-        [sys.executable, *code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **environment}, cwd=folder or os.getcwd()
+        [sys.executable, *code], capture_output=True, text=True, env={**os.environ, **alone, "PYTHONPATH": path, **environment}, cwd=folder or os.getcwd()
     )
     return done
 

@@ -39,7 +39,13 @@ def main() -> None:
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
     (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     inside = zipfile.ZipFile(wheel).namelist()
-    for name in ("interflow_kernels/_cpu.abi3.so", "interflow_kernels/py.typed", "interflow_vision/cli/digits.yaml", "interflow_vision/models/vgg.py"):
+    for name in (
+        "interflow_kernels/_cpu.abi3.so",
+        "interflow_kernels/build_info.json",
+        "interflow_kernels/py.typed",
+        "interflow_vision/cli/digits.yaml",
+        "interflow_vision/models/vgg.py",
+    ):
         assert name in inside, f"{name} is not in {wheel.name}"
     with tarfile.open(source) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}

@@ -11,14 +11,15 @@ from .parts import CALLS, PARTS, perform
 from .process import ROOT, Log
 
 ALL = "all"
+SLOWER = 4  # times as long as on a GPU machine, at most
 
 
-def asked(names: Sequence[str], seconds: float | None) -> tuple[tuple[str, float], ...]:
-    """(part, limit) of the names: parts, a call's parts, or all of them."""
+def asked(names: Sequence[str], seconds: float | None, rehearsal: bool = False) -> tuple[tuple[str, float], ...]:
+    """(part, limit) of the names: parts, a call's parts, or all of them. A rehearsal takes seconds, but on a CPU that may be busy."""
     found: list[tuple[str, float]] = []
     for name in names:
         found += CALLS[name] if name in CALLS else [(part, PARTS[part].seconds) for part in (PARTS if name == ALL else [name])]
-    return tuple((name, seconds or limit) for name, limit in found)
+    return tuple((name, seconds or (SLOWER * limit if rehearsal else limit)) for name, limit in found)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         where = settings.Setting(given.device, out, kit, Log(log), capability, given.full, given.only)
         if kit is not None and (other := differs(kit)) is not None:
             where.say(other)
-        return perform(asked(given.parts, given.seconds), where)
+        return perform(asked(given.parts, given.seconds, where.rehearsal), where)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from .setting import Setting
 FULL = 24 * 3600.0  # seconds, instead of a budget
 GRACE = 25.0  # seconds after its budget for what a program has begun
 REPORT = 20.0  # seconds
+LEAST = 12.0  # seconds, of which most are spent on beginning
 STEMS = ("bench_stage_tap", "bench_head", "bench_train_step", "bench_triton")
 BUDGETS = {"bench_stage_tap": 30.0, "bench_head": 35.0, "profile": 20.0, "bench_train_step": 30.0, "bench_triton": 20.0}
-"""Seconds of 200, in the order of what they tell; each takes what those before it left."""
+"""Seconds of 200, in the order of what they tell."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,13 @@ def measure(setting: Setting, seconds: float) -> int:
 
 
 def allowed(chosen: Sequence[Program], left: float) -> float:
-    """The budget of the first of these programs where so many seconds are left for all: each gives up, or gets, the same share of its own."""
-    wanted = sum(BUDGETS[program.name] for program in chosen)
-    return max(0.0, BUDGETS[chosen[0].name] * (left - GRACE) / wanted)
+    """Seconds for the first of these programs where so many are left for all: its budget, more where there is time for all of them, less at the end.
+
+    Less than LEAST, in which nothing would be measured, is none: the first programs are worth more than a little of each.
+    """
+    own, wanted = BUDGETS[chosen[0].name], sum(BUDGETS[program.name] for program in chosen)
+    given = min(own * max(1.0, (left - GRACE) / wanted), left - GRACE)
+    return given if given >= LEAST else 0.0
 
 
 def command(program: Program, setting: Setting, budget: float) -> Command:

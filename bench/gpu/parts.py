@@ -39,6 +39,7 @@ def measuring(module: str) -> Callable[[Setting, float], int]:
     def part(setting: Setting, seconds: float) -> int:
         margin = min(15.0, seconds / 5)
         words = [sys.executable, "-m", f"gpu.{module}", "--device", setting.device, "--out", str(setting.out), "--budget", f"{seconds - margin:.0f}"]
+        words += ["--only", setting.only] if setting.only else []
         more = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"} if setting.rehearsal else {}
         kit = ["--kit", str(setting.kit)] if setting.kit is not None else []
         return _one(Command(module, [*words, *kit], seconds, setting.environment(**more)), setting)

@@ -146,18 +146,21 @@ def goal(what: str, direction: str, about: dict[str, Any]) -> tuple[str, float] 
     return ("share" if found[0].unit == "of copy" else "us", found[0].bound) if found else None
 
 
-def measure(record: Record, device: torch.device, until: float) -> None:
-    """Every planned row until the time is over; the limits anew for each group of rows, since clocks drift."""
+def measure(record: Record, device: torch.device, until: float, only: str = "") -> None:
+    """Every planned row with `only` in its name until the time is over; the limits anew for each group of rows, since clocks drift."""
     group, copied, totals = None, 0.0, {}
     full = device.type == "cuda"
     for what, about, build in planned(device):
+        name = f"{what} {about['layout']} B={about['batch']} {about['map']}"
+        if only not in name:
+            continue
         if time.perf_counter() > until:
             record.note(left_out="the time was spent")
             return
         if (what == "head", about["layout"]) != group:
             group = (what == "head", about["layout"])
             copied = measured_limits(record, device)
-        print(f"{what} {about['layout']} B={about['batch']} {about['map']} ...", flush=True)
+        print(f"{name} ...", flush=True)
         try:
             works = build() if full else rehearsed(build)
             for direction in (FORWARD, BACKWARD):
@@ -173,7 +176,7 @@ def measure(record: Record, device: torch.device, until: float) -> None:
                         add(record, whole, copied, goal(what, direction, about) if full else None)
             del works
         except (AssertionError, RuntimeError) as error:  # refused by the gate, or it does not fit: the next row
-            print(f"FAILED {what} {about}: {error}", flush=True)
+            print(f"FAILED {name}: {error}", flush=True)
             record.add({"what": what, **about, "failed": str(error).splitlines()[0]})
             if "CUDA error" in str(error):
                 raise
@@ -223,6 +226,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds, after which no further row is begun")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--kit", type=Path, default=None, help="where the libraries come from, for the commit that they were built from")
     given = parser.parse_args(arguments)
     until = time.perf_counter() + given.budget
@@ -231,7 +235,7 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(1)
     record = Record(given.out / "speed.json", "speed", device.type, given.kit)
     record.about(machine.describe(device))
-    measure(record, device, until)
+    measure(record, device, until, given.only)
     print(shown(record.data), flush=True)
     return int(any("failed" in row for row in record.data["rows"]))  # a miss is no failure
 

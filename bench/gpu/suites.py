@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .process import Command, run
+from .process import ROOT, Command, run
 from .record import Record, machine_line, table
 from .setting import Setting
 
@@ -39,11 +39,16 @@ def suites(rehearsal: bool) -> tuple[list[Suite], list[Suite]]:
         native = Suite("native", ["tests/gpu/test_gpu_tap.py", "-k", "empty_and_thin", "-m", "not gpu"], 2, 0.5)
         triton = Suite("triton", [f"{TRITON}/test_triton_tap.py", "-k", "errors_of_raw_calls"], 0, 0.4, (*examples, ("TRITON_INTERPRET", "1")))
         return [native], [triton, Suite("sanitizer", [SANITIZER, "-k", "told", "-m", "not gpu"], 0, 0.4)]
-    # tests/vision needs Lightning's command line and holds no test for a GPU
-    left_out = [f"--ignore={path}" for path in (SANITIZER, TRITON, "tests/vision")]
-    native = Suite("native", ["tests", "-m", "gpu", *left_out, "--continue-on-collection-errors"], 8, 0.5)
+    native = Suite("native", [*files(), "-m", "gpu"], 8, 0.5)
     triton = Suite("triton", [TRITON, "-m", "gpu"], 12, 0.45, examples)
     return [native], [triton, Suite("sanitizer", [SANITIZER, "-m", "gpu", "-k", TOOLS], 2, 0.45)]
+
+
+def files() -> list[str]:
+    """Those with tests for a GPU, but for Triton's and the sanitizer's, which run by themselves."""
+    own = (path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text())
+    names = [path.relative_to(ROOT).as_posix() for path in own]
+    return [name for name in names if name != SANITIZER and not name.startswith(TRITON)]
 
 
 def command(suite: Suite, setting: Setting, seconds: float) -> Command:

@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .drawing import COLOURS, EVEN, LOST, OURS, PEER, Chart, ratio_axis, rows_figure, short
-from .results import Results, Row, headline, verdict
+from .results import Results, Row, headline, verdict, versioned
 from .tables import fitted, sweeps
 
 
 def charts(results: Results) -> list[Chart]:
     """All of them; a chart without data is left out."""
+    results = versioned(results)
     made = [overview(results), *by_batch(results), shares(results), memory(results), *complexity(results)]
     return [chart for chart in made if chart is not None]
 

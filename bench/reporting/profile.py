@@ -38,7 +38,9 @@ def markdown(data: dict[str, Any], source: str) -> str:
         "",
         *(f"Left out, {reason}: {name}.\n" for name, reason in data.get("missing", {}).items()),
     ]
-    tables = [table for group in grouped(data["profiles"]) for table in (by_kind(group), *(by_kernel(profile, on_gpu) for profile in group))]
+    profiles = [{"torch": m["versions"]["torch"].split("+")[0], **profile} for profile in data["profiles"]]
+    lines += [line for profile in profiles for line in inductor_lines(profile)]
+    tables = [table for group in grouped(profiles) for table in (by_kind(group), *(by_kernel(profile, on_gpu) for profile in group))]
     return "\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables)
 
 
@@ -51,7 +53,16 @@ def grouped(profiles: Sequence[Profile]) -> list[list[Profile]]:
 
 
 def way(profile: Profile) -> str:
-    return profile["direction"] + ", compiled" * profile["compiled"]
+    return profile["direction"] + (f", compiled by torch {profile['torch']}" if profile["compiled"] else "")
+
+
+def inductor_lines(profile: Profile) -> list[str]:
+    """What torch.compile made of a training step's max-pools, and the largest kernels that it wrote."""
+    told = profile.get("inductor")
+    if not told or profile["direction"] == "inference":
+        return []
+    kernels = ", ".join(f"`{short(name)}` {us:,.0f} us" for name, us in told["kernels"][:3])
+    return [f"torch.compile of torch {profile['torch']}, {profile['network']}: max-pool backward by {told['pool_backward']}; largest kernels: {kernels}.\n"]
 
 
 def sums(profile: Profile) -> dict[str, float]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,37 @@ def run_command(main: Callable[[], None]) -> None:
     except UnreadableError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+COMPILED = ("compiled", "max-autotune")
+"""Providers that are as good as the torch.compile of a version of torch."""
+
+
+def versioned(results: Results) -> Results:
+    """The results with the torch version behind the name of everything compiled, as a reader should see it; a second time changes nothing.
+
+    Two runs are compared by the names that they have without it.
+    """
+    version = results.machine["versions"]["torch"].split("+")[0]
+    names = {name: f"{name} (torch {version})" for name in COMPILED}
+    mark = f" (torch {version})"
+
+    def named(name: str | None) -> str | None:
+        return names.get(name, name) if name else name
+
+    def shown(row: Row) -> Row:
+        made = {**row, "provider": named(row["provider"])}
+        if row.get("compiled") and not row["case"].endswith(mark):  # a whole network
+            made["case"] = row["case"] + mark
+        if "speed_up" in row:
+            made["speed_up"] = {named(name): ratio for name, ratio in row["speed_up"].items()}
+        if row.get("best_peer"):
+            made["best_peer"] = named(row["best_peer"])
+        if row.get("missing"):
+            made["missing"] = {named(name): reason for name, reason in row["missing"].items()}
+        return made
+
+    return replace(results, rows=[shown(row) for row in results.rows])
 
 
 def samples(row: Row) -> list[float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from harness.stats import exponent
 
-from .results import Results, Row, headline, verdict
+from .results import Results, Row, headline, verdict, versioned
 
 Cell = tuple[str, float | str]  # what is shown, what it sorts by
 NOTHING: Cell = ("-", -1.0)
@@ -27,6 +27,7 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All of them, those that a reader looks for first in front; empty ones left out."""
+    results = versioned(results)
     made = (targets(results), speed(results), without(results), networks(results), memory(results), growth(results), absent(results), everything(results))
     return [table for table in made if table.rows]
 

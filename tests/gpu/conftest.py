@@ -1,5 +1,9 @@
 """The operators on a GPU. Each test has a twin on the CPU where that is cheap: it shows that the test itself is right."""
 
+import fcntl
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,6 +25,18 @@ def _native_on_poisoned_memory(request):
         if "device" in request.fixturenames and request.getfixturevalue("device").type == "cuda":
             poison()
         yield
+
+
+@pytest.fixture
+def most_of_the_memory(device):
+    """For a test that takes tens of GiB: of those that run at the same time in several processes, one at a time has it."""
+    if device.type == "cpu":
+        yield
+        return
+    with open(Path(tempfile.gettempdir()) / "interflow-gpu-memory.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
 
 
 def poison() -> None:

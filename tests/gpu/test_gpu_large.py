@@ -14,7 +14,7 @@ NEEDED = 24 << 30  # bytes: u, du, m, the mask and what is compared
 
 
 @pytest.fixture(params=["contiguous", "channels_last"])
-def images(request, device):
+def images(request, device, most_of_the_memory):
     """[1400, 128, 112, 112] of zeros, image ACROSS of twos, the last of ones; and the number of ACROSS. On a CPU [4, 128, 8, 8]."""
     batch, shape, across = (1400, MAP, ACROSS) if device.type == "cuda" else (4, (128, 8, 8), 2)
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < NEEDED:

@@ -111,7 +111,7 @@ def wrong_tensor(r: Random, good: Any) -> Any:
 
 def wrong_size(r: Random) -> Any:
     return r.choice(
-        (0, -1, True, 1.5, "2", None, 2**31, 2**62, 2**70, -(2**70), np.int64(2), np.int32(0), np.float32(1), (2,), (2, 2, 2), [1, 2], [], (1, None), (True, 1))
+        (0, -1, True, 1.5, "2", None, 2**33, 2**62, 2**70, -(2**70), np.int64(2), np.int32(0), np.float32(1), (2,), (2, 2, 2), [1, 2], [], (1, None), (True, 1))
         + (torch.tensor(2), np.array([1, 2]), {}, float("nan"), (2**40, 2**40), b"2")
     )
 

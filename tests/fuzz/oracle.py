@@ -37,9 +37,13 @@ class Call:
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
-_SENTENCE = re.compile(r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1|double backward is not implemented|was asked for but cannot run on")
+_SENTENCE = re.compile(
+    r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1"
+    r"|double backward is not implemented|was asked for but cannot run on"
+)
 _DISPATCHER = (
     re.compile(r"interflow_kernels::\w+\(\) (Expected|expected|is missing|got)"),  # the schema's types
+    re.compile(r"Could not run '.*' with arguments from the 'QuantizedMeta' backend"),  # a key that torch does not let us answer for
     re.compile(r"There were no tensor arguments to this function"),
     re.compile(r"interflow_kernels\.\w+\.default$"),  # a tensor subclass (jagged) that knows no operator of ours
     re.compile(r"call, .*Not yet supported ScalarType"),  # torch's own conversion of dtypes

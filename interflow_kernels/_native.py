@@ -171,5 +171,8 @@ _device_errors: dict[int, str | None] = {}
 cpu_error: str | None = _load_cpu()
 """None where the schemas and the CPU kernels are registered, else cause and remedy in one sentence."""
 
+taken: str | None = cpu_error if cpu_error is not None and schemas_exist() else None
+"""None where the operators' names are free or ours, else why nothing of this package may register under them."""
+
 cuda_error: str | None = _load_cuda()
 """None where the CUDA kernels are registered, else cause and remedy in one sentence. Whether they run on a GPU: device_error."""

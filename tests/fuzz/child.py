@@ -27,7 +27,7 @@ TARGETS: dict[str, Callable[[Random], Call]] = {
     "other_modules": modules.draw_other_modules,
 }
 SLOW = 5.0  # seconds of this thread's own time that a call of these sizes must not take
-MEMORY = 16 << 30  # bytes of addresses: what asks for more fails here and does not take the machine
+MEMORY = 12 << 30  # bytes of addresses: what asks for more fails here and does not take the machine
 
 
 def told(value: Any) -> str:

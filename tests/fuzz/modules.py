@@ -32,11 +32,10 @@ def _constructor(r: Random) -> tuple[dict[str, Any], dict[str, Callable[[], Any]
         "device": r.choice((None, "cpu", torch.device("cpu"))),
         "dtype": r.choice((None, *values.FLOATS)),
     }
-    sizes = lambda: r.choice(
-        (values.wrong_size(r), [values.wrong_size(r)] * n, (1,) * 17, range(1, n + 1), list(a["in_channels"]), "12", torch.ones(n), iter([1]))
-    )  # noqa: E731
     wrong: dict[str, Callable[[], Any]] = {
-        "in_channels": sizes,
+        "in_channels": lambda: r.choice(
+            (values.wrong_size(r), [values.wrong_size(r)] * n, (1,) * 17, range(1, n + 1), list(a["in_channels"]), "12", torch.ones(n), iter([1]))
+        ),
         "num_classes": lambda: values.wrong_size(r),
         "attention": lambda: values.wrong_name(r),
         "pool_size": lambda: values.wrong_size(r),

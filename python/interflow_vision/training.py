@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from . import checkpoints, digits, resuming, runs
 from .checkpoint_io import SafeCheckpointIO, remove_leftovers
+from .continuing import KeepRandomStates
 from .errors import UserError, one_line
 from .lit import Classifier
 from .quiet import quiet
-from .rng import KeepRandomStates
 from .stopping import StopOnSignal, ending_together
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from .loading import ResumableLoader
 from .processes import gathered, own
@@ -30,8 +30,8 @@ class KeepRandomStates(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the states."""
         loader = trainer.train_dataloader
-        within = isinstance(loader, ResumableLoader) and not trainer.is_last_batch
-        checkpoint[KEY] = {"states": gathered(states(trainer.strategy.root_device)), "place": loader.state_dict() if within else None}
+        place = loader.state_dict() if isinstance(loader, ResumableLoader) and not trainer.is_last_batch else None
+        checkpoint[KEY] = {"states": gathered(states(trainer.strategy.root_device)), "place": place}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets them, for `fit` only."""

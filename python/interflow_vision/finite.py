@@ -25,7 +25,9 @@ def require_finite_weights(module: LightningModule) -> None:
     broken = first_not_finite(dict(chain(module.named_parameters(), module.named_buffers())))
     found = next((name for name in gathered(broken) if name is not None), None)
     if found is not None:
-        raise EveryProcessError(f"{found} is not finite after step {module.global_step}: no checkpoint of it is written, the one before stays; lower --model.lr")
+        raise EveryProcessError(
+            f"{found} is not finite after step {module.global_step}: no checkpoint of it is written, the one before stays; lower --model.lr"
+        )
 
 
 class LossGuard:
@@ -102,7 +104,11 @@ class LossGuard:
     def _stop(self, module: LightningModule, what: str) -> None:
         assert self._seen is not None
         x, loss, batch_idx = self._seen
-        mine = None if torch.isfinite(loss) else f"{loss.item():g} at step {module.global_step} (epoch {module.current_epoch}, batch {batch_idx}): {_cause(module, x)}"
+        mine = (
+            None
+            if torch.isfinite(loss)
+            else f"{loss.item():g} at step {module.global_step} (epoch {module.current_epoch}, batch {batch_idx}): {_cause(module, x)}"
+        )
         found = next(story for story in gathered(mine) if story is not None)
         way_out = "lower --model.lr" if self.limit else "lower --model.lr, or leave such batches out with --model.skip_nonfinite 3"
         raise EveryProcessError(f"{what} is {found}; {way_out}")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+
 def states(device: torch.device | None = None) -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, and of the one of `device`; tensors and numbers only."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

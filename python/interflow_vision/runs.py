@@ -3,6 +3,7 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,7 +12,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from . import report
 from .errors import UserError
-
 
 ROOT = Path("runs/digits")
 """Where runs lie by default: trainer.default_root_dir of digits.yaml."""
@@ -75,7 +75,8 @@ def loggers(root: str | Path, resumed: Path | None = None, step: int | None = No
 
     step: where the resumed run goes on; what TensorBoard has from there on, of a run that was killed later, is hidden.
     """
-    version, options = None, {}
+    version: int | None = None
+    options: dict[str, Any] = {}
     if resumed is not None:
         root, version = resumed.parent, int(resumed.absolute().name.removeprefix("version_"))
         _keep_log(resumed)

@@ -5,10 +5,10 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from . import checkpoints, digits, resuming, runs
 from .checkpoint_io import SafeCheckpointIO, remove_leftovers
@@ -55,7 +55,7 @@ class InterflowCLI(LightningCLI):
             raise UserError(f"`interflow {command}` needs --ckpt_path: best, last (of the newest run below {root}), the folder of a run, or a checkpoint file")
         if command == "fit" and "://" not in str(root):  # else fsspec's business
             runs.require_writable(Path(root))
-            for run in runs.all_runs(Path(root)) if rank_zero_only.rank == 0 else ():
+            for run in runs.all_runs(Path(root)):
                 remove_leftovers(run / "checkpoints")
 
     def _parse_with_checkpoint(self, parser: LightningArgumentParser, args: ArgsType, command: str, root: Path) -> None:

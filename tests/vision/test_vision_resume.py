@@ -201,7 +201,11 @@ def test_options_beside_a_checkpoint(command, tmp_path, capfd):
     run = tmp_path / "runs" / "digits" / "version_0"
     config = (run / "config.yaml").read_text()
     refused = {
-        ("fit", "--model.width", 0.04): r"--model.width 0.04 cannot be combined with --ckpt_path: the checkpoint's model has 0.02; leave --model.width away, or train anew",
+        (
+            "fit",
+            "--model.width",
+            0.04,
+        ): r"--model.width 0.04 cannot be combined with --ckpt_path: the checkpoint's model has 0.02; leave --model.width away, or train anew",
         ("fit", "--model.width", 0.25): "--model.width 0.25 cannot",  # the default of a new run
         ("fit", "--model.attention", "gated"): "--model.attention gated .* has nxn",
         ("fit", "--model.stages", "[4,3,3,3]"): "--model.stages",

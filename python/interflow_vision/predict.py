@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints
+from . import checkpoints, runs
 from .errors import UserError
 
 BATCH = 64
@@ -16,14 +16,18 @@ BATCH = 64
 def main(argv: Sequence[str]) -> None:
     """Prints a line `file class probability`, separated by tabs, for each file; UserError where one cannot be read."""
     parser = argparse.ArgumentParser("interflow predict", description="Classifies image files: prints file, class and probability, separated by tabs.")
-    parser.add_argument("--ckpt", required=True, type=Path, metavar="CKPT", help="checkpoint of `interflow fit`, e.g. .../checkpoints/best.ckpt")
+    parser.add_argument(
+        "--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file"
+    )
+    parser.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("files", nargs="+", metavar="FILES", help="image files of any format that Pillow reads")
     given = parser.parse_args(argv)
-    classifier = checkpoints.load(given.ckpt)
+    path = runs.checkpoint(given.ckpt, given.root)
+    classifier = checkpoints.load(path)
     rule = classifier.preprocessing
     if rule is None:
-        raise UserError(f"{given.ckpt} does not say how its images were prepared, so no image can be classified with it")
+        raise UserError(f"{path} does not say how its images were prepared, so no image can be classified with it")
     try:
         classifier.to(given.device)
     except (RuntimeError, AssertionError) as error:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
-from interflow_vision import checkpoints, digits, report, resuming, rng, runs, training
+from interflow_vision import checkpoints, digits, predict, report, resuming, rng, runs, training
 from interflow_vision.checkpoint_io import SafeCheckpointIO
 from interflow_vision.continuing import KeepRandomStates
 from interflow_vision.data import Digits
@@ -294,3 +294,17 @@ def test_names_of_checkpoints(tmp_path):
 
 def test_the_default_folder_of_runs_is_that_of_the_file():
     assert yaml.safe_load(digits.CONFIG.read_text())["trainer"]["default_root_dir"] == str(runs.ROOT)
+
+
+def test_predict_takes_names_and_folders(checkpoint, digit_files, tmp_path, monkeypatch, capsys):
+    where = tmp_path / "runs" / "digits" / "version_4" / "checkpoints" / "best.ckpt"
+    where.parent.mkdir(parents=True)
+    where.write_bytes(checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    outputs = []
+    for given in (["best"], [str(where)], [str(where.parents[1])], ["best", "--root", str(tmp_path / "runs" / "digits")]):
+        predict.main(["--ckpt", *given, str(digit_files[0])])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0].count("\t") == 2 and len(set(outputs)) == 1
+    with pytest.raises(UserError, match="there is no last checkpoint yet"):
+        predict.main(["--ckpt", "last", str(digit_files[0])])

@@ -8,13 +8,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info
 
-from ..data.random_states import KeepRandomStates
 from ..errors import UserError, one_line
 from ..training import checkpoints, checks, progress, resuming, runs
 from ..training.checkpoint_io import SafeCheckpointIO, remove_leftovers
 from ..training.classifier import Classifier
+from ..training.continuing import KeepRandomStates
 from ..training.quiet import quiet
 from ..training.stopping import StopOnSignal, ending_together
 from . import digits
@@ -64,7 +64,7 @@ class InterflowCLI(LightningCLI):
             raise UserError(f"`interflow {command}` needs --ckpt_path: best, last (of the newest run below {root}), the folder of a run, or a checkpoint file")
         if command == "fit" and "://" not in str(root):  # else fsspec's business
             runs.require_writable(Path(root))
-            for run in runs.all_runs(Path(root)) if rank_zero_only.rank == 0 else ():
+            for run in runs.all_runs(Path(root)):
                 remove_leftovers(run / "checkpoints")
 
     def _parse_with_checkpoint(self, parser: LightningArgumentParser, args: ArgsType, command: str, root: Path) -> None:

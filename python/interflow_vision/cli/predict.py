@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.folders import images_below
 from ..data.images import Preprocessing
 from ..errors import UserError, one_line
-from ..training import checkpoints
+from ..training import checkpoints, runs
 from ..training.classifier import Classifier
 
 BATCH = 64
@@ -36,9 +36,10 @@ def parser() -> Parser:
         "interflow predict",
         description="Classifies image files: prints file, class and probability, separated by tabs. A file that cannot be read gets one line on "
         "stderr and the others are classified all the same. Exit code: 0 all classified, 1 some were not, 2 none.",
-        epilog="How images of every kind are read (orientation, 16 bits, transparency): interflow_vision/decoding.py.",
+        epilog="How images of every kind are read (orientation, 16 bits, transparency): interflow_vision/data/decoding.py.",
     )
-    made.add_argument("--ckpt", required=True, type=Path, metavar="CKPT", help="checkpoint of `interflow fit`, e.g. .../checkpoints/best.ckpt")
+    made.add_argument("--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file")
+    made.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     made.add_argument(
         "files",
@@ -53,11 +54,12 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Prints a line for each image, and one on stderr for each that cannot be read; the exit code is 1 where some, 2 where all cannot."""
     given = parser().parse_args(argv)
-    classifier = checkpoints.load(given.ckpt)
+    path = runs.checkpoint(given.ckpt, given.root)
+    classifier = checkpoints.load(path)
     rule = classifier.preprocessing
     if rule is None:
         raise UserError(
-            f"{given.ckpt} does not say how its images were prepared: its data module had no attribute `preprocessing`, so no file can be classified with it"
+            f"{path} does not say how its images were prepared: its data module had no attribute `preprocessing`, so no file can be classified with it"
         )
     device = usable_device(given.device)
     classifier.to(device)
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
             label, probability = result
             if probability != probability:
                 bad += 1
-                print(f"interflow: the scores of {name} are not finite numbers: the weights of {given.ckpt} cannot be used for it", file=sys.stderr)
+                print(f"interflow: the scores of {name} are not finite numbers: the weights of {path} cannot be used for it", file=sys.stderr)
                 continue
             good += 1
             print(f"{name}\t{classifier.class_names[label] if classifier.class_names else label}\t{probability:.4f}")

@@ -157,8 +157,8 @@ class Classifier(LightningModule):
         loss = self._train_loss(output, target)
         leaves_out = self._guard.leaves_out(self, x, loss, batch_idx)
         if self._guard.limit:
-            kept = {"on_step": False, "on_epoch": True, "sync_dist": True}
-            self.log("train/skipped_batches", float(self._guard.left_out), reduce_fx="max", batch_size=1, **kept)
+            left_out = float(self._guard.left_out)
+            self.log("train/skipped_batches", left_out, on_step=False, on_epoch=True, reduce_fx="max", batch_size=1, sync_dist=True)
         if leaves_out:
             return None  # on all processes: neither backward nor step
         logits = output if output.dim() == 2 else output[:, -1]

@@ -58,7 +58,7 @@ def changes(command: str, options: Options, given: Options) -> list[str]:
     options: what `kept` gave; given: the options as they were parsed with `options` as defaults, so that each difference was
     asked for on the command line or in a file of --config.
     """
-    free = TRAINING_OPTIONS if command == "fit" else ()
+    free: tuple[str, ...] = TRAINING_OPTIONS if command == "fit" else ()
     lines = _differences("--model.", options["model"], given["model"], free, "the checkpoint's model has")
     if "data" not in options:
         return lines

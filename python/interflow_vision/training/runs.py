@@ -3,6 +3,7 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -74,7 +75,8 @@ def loggers(root: str | Path, resumed: Path | None = None, step: int | None = No
 
     step: where the resumed run goes on; what TensorBoard has from there on, of a run that was killed later, is hidden.
     """
-    version, options = None, {}
+    version: int | None = None
+    options: dict[str, Any] = {}
     if resumed is not None:
         root, version = resumed.parent, int(resumed.absolute().name.removeprefix("version_"))
         _keep_log(resumed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -121,7 +121,7 @@ def _code(trainer: Trainer, error: BaseException) -> int | None:
         return 128 + signal.SIGTERM
     # Lightning makes sys.exit(1) of a KeyboardInterrupt
     if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)):
-        callback = next((c for c in trainer.callbacks if isinstance(c, StopOnSignal)), None)
+        callback = next((c for c in trainer.callbacks if isinstance(c, StopOnSignal)), None)  # type: ignore[attr-defined]
         return 128 + int(signal.SIGINT if callback is None or callback.received is None else callback.received)
     if isinstance(error, SystemExit) and error.code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return int(error.code)

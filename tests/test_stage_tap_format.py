@@ -81,7 +81,7 @@ def test_repeated_transposed_and_overlapping_pixels(sizes, strides, channels_las
     assert is_channels_last(u) is channels_last
     m, eager = check(u)
     assert m.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if sizes[1] > 1 and sizes[0] > 1:
+    if sizes[1] > 1 and sizes[0] > 1 and strides[1] != strides[3]:  # of equal strides PyTorch lets the sizes decide
         assert m.stride() == eager.stride()
 
 

@@ -216,6 +216,9 @@ class FusedInterflowHead(InterflowHead):
     Forward pools every stage, multiplies and aggregates in one operator; backward writes nothing of a feature map's size:
     a map's gradient is an expanded (stride 0) view of the pooled one. Where no kernel serves the device the plain path runs,
     with one warning that says why (`python -m interflow_kernels.info`). Arguments, shapes and errors: see InterflowHead.
+
+    NaN and infinities stand in the results where InterflowHead's are, but for numbers that overflow only on its way there: see
+    `interflow_head`.
     """
 
     _fused = True

@@ -1,6 +1,6 @@
 """The linear modes of the head's attention in Triton kernels: A, c, and A times a tile.
 
-    y[b,k] = sum_i A_ik z_i[b,k] + c_k      "nxn": A_ik = sum_j M_ji, for all its outputs are summed
+y[b,k] = sum_i A_ik z_i[b,k] + c_k      "nxn": A_ik = sum_j M_ji, for all its outputs are summed
 """
 
 import triton

@@ -74,6 +74,10 @@ class Products(NamedTuple):
         named |= {"weight": self.weight, "bias": self.bias, "attention_weight": self.attention_weight}
         return named | ({} if self.attention_bias is None else {"attention_bias": self.attention_bias})
 
+    def to(self, target: torch.device | str | torch.dtype) -> "Products":
+        """On another device, or in another dtype."""
+        return Products(*(None if t is None else t.to(target) if isinstance(t, Tensor) else tuple(p.to(target) for p in t) for t in self))
+
 
 def products(kind: str, attention: str, batch: int, widths: tuple[int, ...], classes: int, dtype: torch.dtype, branches: bool) -> Products:
     """Equal images ("constant", each number of a tensor's last dimension drawn from 0.5 to 1.5), or numbers of both signs."""
@@ -108,8 +112,7 @@ def outputs_and_gradients(P: Products, attention: str, head) -> dict[str, Tensor
 def exact_products(P: Products, attention: str) -> Mapping[str, np.ndarray]:
     """What `outputs_and_gradients` gives: in longdouble for the linear modes, by the reference in fp64 for "gated" (of which fp32 is judged)."""
     if attention not in LINEAR:
-        wide = Products(*(tuple(p.double() for p in t) if isinstance(t, tuple) else None if t is None else t.double() for t in P))
-        return {name: longdouble(t) for name, t in outputs_and_gradients(wide, attention, reference.interflow_head).items()}
+        return {name: longdouble(t) for name, t in outputs_and_gradients(P.to(torch.float64), attention, reference.interflow_head).items()}
     p, w, b, aw, dy = [longdouble(t) for t in P.pooled], longdouble(P.weight), longdouble(P.bias), longdouble(P.attention_weight), longdouble(P.dy)
     n, k = b.shape
     columns = np.split(w, np.cumsum([x.shape[1] for x in p])[:-1], axis=1)

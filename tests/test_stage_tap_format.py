@@ -28,7 +28,7 @@ def dense(shape, channels_last):
 def check(u):
     shift = torch.linspace(-1, 1, u.shape[1])
     m, p, mask = raw_tap(u, shift, True, True)
-    du, dshift = raw_tap_backward(torch.ones_like(m), torch.ones_like(p), mask, u, True, is_channels_last(u), True)
+    du, _ = raw_tap_backward(torch.ones_like(m), torch.ones_like(p), mask, u, True, is_channels_last(u), True)
     with FakeTensorMode() as mode:
         fake_u, fake_shift = mode.from_tensor(u), mode.from_tensor(shift)
         fakes = raw_tap(fake_u, fake_shift, True, True)
@@ -81,7 +81,7 @@ def test_repeated_transposed_and_overlapping_pixels(sizes, strides, channels_las
     assert is_channels_last(u) is channels_last
     m, eager = check(u)
     assert m.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if sizes[1] > 1 and sizes[0] > 1:
+    if sizes[1] > 1 and sizes[0] > 1 and strides[1] != strides[3]:  # of equal strides PyTorch lets the sizes decide
         assert m.stride() == eager.stride()
 
 

@@ -255,6 +255,9 @@ class FusedInterflowHead(InterflowHead):
     to change it in place or to .view(-1) it: give back a new tensor (g * 2, g.clamp(-1, 1)), take g.reshape(-1), or make it
     dense first, `x.register_hook(lambda g: g.contiguous())`, after which later hooks may do both. The .grad of a leaf is
     dense anyway. With a pool_size other than 1 no gradient is such a view.
+
+    NaN and infinities stand in the results where InterflowHead's are, but for numbers that overflow only on its way there: see
+    `interflow_head`.
     """
 
     _fused = True

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
 from .interflow_head_kernels import branch_scores, gate_argument, gated
-from .interflow_head_linear import CLASSWISE, FOLDED, GATED, NXN, weighted
+from .interflow_head_linear_kernels import CLASSWISE, FOLDED, GATED, NXN, weighted
 
 
 @triton.jit(do_not_specialize=["batch"])

@@ -17,6 +17,8 @@ INTERFLOW_INLINE Acc at(const Aggregation<Acc>& a, int64_t i, int64_t k) {
 // Steps of a product that are summed in Acc: vectors of columns (64 of fp32 are 512 columns) or classes, and images. Images are often
 // alike, and their terms then round alike.
 constexpr int64_t kProductRun = 64, kImageRun = 32;
+// Tiles of the weight's gradient whose products with the weight, which mostly cancel, are summed in Acc.
+constexpr int64_t kDotRun = 4;
 
 template <class Acc>
 INTERFLOW_INLINE bool is_finite(Acc x) {
@@ -266,7 +268,8 @@ void weight_gradient_rows(const WeightGradientParams<Acc>& P, int64_t k) {
     LongTile<MK, 1, Acc> dots;
     int64_t d = P.columns[i].begin, end = P.columns[i].end, tile = 0;
     for (; d + 2 * L <= end; d += 2 * L) {
-      if (++tile % kRun<Acc> == 0) dots.carry(rowdot);
+      if (P.da && tile > 0 && tile % kDotRun == 0) dots.carry(rowdot);
+      ++tile;
       weight_gradient_tile<MK, 2, Acc, W>(P, i, k, d, 0, rowdot);
     }
     for (; d < end; d += L) weight_gradient_tile<MK, 1, Acc, W>(P, i, k, d, d + L <= end ? 0 : end - d, rowdot);

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._tracing import EAGER, OPERATOR
+from .._tracing import EAGER, FORWARD_MODE, OPERATOR
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
 raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
@@ -219,6 +219,8 @@ def interflow_head(
     road: who records the call, by _tracing.road(); not PLAIN.
     """
     dtype = reference.autocast_dtype(weight)
+    if road == FORWARD_MODE:
+        raise NotImplementedError(_NO_FORWARD_MODE)
     if road == OPERATOR or (
         road == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
     ):  # the shortest road, for serving

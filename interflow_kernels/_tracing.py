@@ -1,6 +1,8 @@
 """Who records the call: a compiler, an exporter, a tracer or nobody. It decides by which road an operator is reached."""
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 EAGER = ""
@@ -10,12 +12,17 @@ COMPILED = "compiled"
 OPERATOR = "operator"
 """torch.export and torch.jit.trace: the operator itself. It differentiates by its own registration, is saved and loaded by name."""
 PLAIN = "plain"
-"""The reference in plain PyTorch operators, where the operator cannot follow: derivatives in a compiled graph, ONNX."""
+"""The reference in plain PyTorch operators, where the operator cannot follow: torch.func in a compiled graph, ONNX."""
+FORWARD_MODE = "forward mode"
+"""Dynamo traces a jvp, jacfwd or hessian: refused, as uncompiled. In plain operators Inductor (2.13) reads its zero tangents from address 0."""
 
 
 def _road_while_compiling() -> str:
     # Dynamo loses the gradient of an autograd.Function below a torch.func transform (zeros), and its batching rule.
-    if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
+    if torch._C._are_functorch_transforms_active():
+        transforms = retrieve_all_functorch_interpreters()
+        return FORWARD_MODE if any(each.key() == TransformType.Jvp for each in transforms) else PLAIN
+    if torch.onnx.is_in_onnx_export():
         return PLAIN
     return OPERATOR if torch.compiler._is_exporting_flag else COMPILED
 
@@ -26,9 +33,10 @@ _road_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-define
 
 
 def road() -> str:
-    """EAGER, COMPILED, OPERATOR or PLAIN."""
+    """EAGER, COMPILED, OPERATOR, PLAIN or FORWARD_MODE. Asked while Dynamo traces, it guards on an open dual level (torch.autograd.forward_ad)."""
     if torch.compiler.is_compiling():
-        return PLAIN if forward_ad._current_level >= 0 else _road_while_compiling()
+        found = _road_while_compiling()
+        return PLAIN if found == COMPILED and forward_ad._current_level >= 0 else found
     if torch._C._get_tracing_state() is not None:
         return PLAIN if torch.onnx.is_in_onnx_export() else OPERATOR
     return EAGER

@@ -23,7 +23,7 @@ def sentence(error, *parts):
 BAD_FEATURES = [
     ([X1], ValueError, ("features must have 2", "got 1")),
     ([X1, X2, X2], ValueError, ("features must have 2", "got 3")),
-    (X1, TypeError, ("features must be a list or tuple", "Tensor")),
+    (X1, TypeError, ("features must be a list, a tuple or a mapping", "Tensor")),
     ([X1, 3], TypeError, ("features[1] must be a tensor", "int")),
     ([X1, X2[:, :7]], ValueError, ("features[1]", "8 channels", "got 7")),
     ([X1, X2[0]], ValueError, ("features[1]", "[B, C, H, W]", "(8, 3, 3)")),

@@ -129,7 +129,9 @@ def test_fold(attention, pool_size):
         assert_close("folded", folded(maps), source(maps))
         assert not list(folded.parameters())
         assert folded.fused is (source is head)
-        assert not folded([x.requires_grad_() for x in head_inputs(CASE)]).requires_grad
+        leaves = [x.requires_grad_() for x in maps]
+        for i, (got, want) in enumerate(zip(*(torch.autograd.grad(f(leaves).sum(), leaves) for f in (folded, source)), strict=True)):
+            assert_close(f"features[{i}]", got, want, 1e-5)
         assert torch.equal(pickle.loads(pickle.dumps(folded))(maps), folded(maps))
     assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
     assert sorted(folded.state_dict()) == ["bias", "weight"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import reference
 from .._tap_format import is_channels_last
-from .._tracing import EAGER, OPERATOR
+from .._tracing import EAGER, FORWARD_MODE, OPERATOR
 from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
@@ -225,6 +225,8 @@ def interflow_head(
     road: who records the call, by _tracing.road(); not PLAIN.
     """
     dtype = reference.autocast_dtype(weight)
+    if road == FORWARD_MODE:
+        raise NotImplementedError(_NO_FORWARD_MODE)
     if road == OPERATOR or (
         road == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
     ):  # the shortest road, for serving

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._tap_format import is_channels_last, mask_bytes, new_map, runs_along_channels
-from .._tracing import EAGER, OPERATOR
+from .._tracing import EAGER, FORWARD_MODE, OPERATOR
 from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
@@ -130,6 +130,8 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, road: str = EAGER
 
     road: who records the call, by _tracing.road(); not PLAIN. A recorded program keeps its mask: it may be differentiated later.
     """
+    if road == FORWARD_MODE:
+        raise NotImplementedError(_NO_FORWARD_MODE)
     if road == OPERATOR:
         m, p, _ = raw_stage_tap(u, shift, max_pool, True)
     elif builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():

@@ -212,6 +212,9 @@ inline uint32_t load_acquire(const uint32_t* p) { return emulation::atomic_load(
 inline void store_relaxed(uint32_t* p, uint32_t value) { emulation::atomic_store(p, value, false); }
 inline void wait_a_little() { emulation::wait_a_little(); }
 
+inline uint64_t nanoseconds() { return emulation::nanoseconds(); }
+inline void give_up(const char* who, uint32_t number, const char* what, const char* expected) { emulation::give_up(who, number, what, expected); }
+
 inline uint32_t to_tf32(float x) {
   uint32_t bits = __float_as_uint(x);
   if ((bits & 0x7f800000) == 0x7f800000) return bits & 0x007fe000 || !(bits & 0x007fffff) ? bits & 0xffffe000 : 0x7fffe000;  // infinities, NaN

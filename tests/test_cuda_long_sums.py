@@ -11,6 +11,7 @@ from cuda_emulation import emulated
 pytestmark = pytest.mark.skipif(cuda_emulation.why_not() is not None, reason=str(cuda_emulation.why_not()))
 
 STEP = 2.0**-23  # of fp32: what eager's lucky results are allowed to differ by
+NAMES = ("weight", "bias", "attention_weight", "attention_bias")
 KINDS = ("constant", "nearly constant", "random")
 
 
@@ -63,7 +64,7 @@ def test_gradients_of_8192_images(library, kind, attention):
 
     def by_eager(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         p = pooled.to(dtype)
-        leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (weight, bias, attention_weight, attention_bias)]
+        leaves = [None if t is None else t.detach().to(dtype, copy=True).requires_grad_() for t in (weight, bias, attention_weight, attention_bias)]
         w, b, a, c = leaves
         z = torch.stack([x @ v.t() + s for x, v, s in zip(p.split(widths, 1), w.split(widths, 1), b, strict=True)], 1)
         if attention == "gated":
@@ -75,15 +76,11 @@ def test_gradients_of_8192_images(library, kind, attention):
         y.backward(dy.to(dtype))
         return {name: t.grad for name, t in zip(NAMES, leaves, strict=True) if t is not None}
 
-    names = NAMES
     with emulated(library, 7, 1):
         grads = library.ops.interflow_head_backward(
             dy, None, pooled, weight, bias, attention_weight, attention_bias, attention, widths, [], True, True, True
         )[1:]
     eager, exact = by_eager(torch.float32), by_eager(torch.float64)
-    for name, grad in zip(names, grads, strict=True):
+    for name, grad in zip(NAMES, grads, strict=True):
         if name in eager:
             no_worse(f"{name} of {kind} images", grad, eager[name], exact[name])
-
-
-NAMES = ("weight", "bias", "attention_weight", "attention_bias")

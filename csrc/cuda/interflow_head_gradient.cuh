@@ -13,7 +13,7 @@ __device__ __forceinline__ void strided_elements(float (&x)[N], const Parameter&
     data += first;
     Words<kBytes> raw[N];
 #pragma unroll
-    for (int r = 0; r < N; ++r) raw[r] = load_stream_if<kBytes>(r < count, data + r * step, cache_policy(false));
+    for (int r = 0; r < N; ++r, data += step) raw[r] = load_if<kBytes>(r < count, data);
 #pragma unroll
     for (int r = 0; r < N; ++r) x[r] = word_element<T>(raw[r].at, 0);
   };
@@ -47,10 +47,14 @@ __device__ __forceinline__ void score_gradients(float (&ds)[N], const HeadBackwa
 #pragma unroll
     for (int r = 0; r < N; ++r) ds[r] = r < count ? a * ds[r] : 0.0f;
     if (!P.dbranches.data) return;
-    float z[N];
-    strided_elements(z, P.dbranches, place, stride, count);
+    constexpr int kAtOnce = N < 8 ? N : 8;  // more would take more registers than there are
 #pragma unroll
-    for (int r = 0; r < N; ++r) ds[r] += z[r];
+    for (int done = 0; done < N; done += kAtOnce) {
+      float z[kAtOnce];
+      strided_elements(z, P.dbranches, place + done * stride, stride, count - done);
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) ds[done + r] += z[r];
+    }
     return;
   }
   strided_elements(ds, P.dbranches, place, stride, count);

@@ -25,7 +25,7 @@ template <bool Whole, int N, class W>
 __device__ __forceinline__ RawVector<W, N> row_elements(const W* row, int d, int end, bool inside) {
   RawVector<W, N> x;
   if constexpr (Whole) {
-    auto words = load_stream_if<N * int(sizeof(W))>(inside, row + min(d, end - N), cache_policy(false));
+    auto words = load_if<N * int(sizeof(W))>(inside, row + min(d, end - N));
 #pragma unroll
     for (int i = 0; i < N * int(sizeof(W)) / 4; ++i) x.words[i] = words.at[i];
   } else {
@@ -154,14 +154,14 @@ struct PooledProduct<float, Whole> {
 __device__ __forceinline__ void stage_chunk(const HeadBackward& P, const PooledPlace& place, int k0, float* scratch) {
   const HeadTail& T = P.tail;
   int element = T.weight_dtype == DType::F32 ? 4 : 2, classes = int(T.classes);
-#pragma unroll
+#pragma unroll 1
   for (int k = threadIdx.x; k < kChunk; k += kHeadThreads)
     prefetch_l2(static_cast<const char*>(T.weight) + (min(k0 + k, classes - 1) * T.width + place.columns.begin) * element);
   bool by_class = scales_dy(P) && T.mode == Attention::Classwise;
 #pragma unroll 1
   for (int k = threadIdx.x; k < kChunk; k += kHeadThreads) {
     bool inside = k0 + k < classes;
-    float ds[kProductImages], a = by_class && inside ? stage_weight(T, place.columns.stage, k0 + k) : place.a;
+    float ds[kProductImages], a = by_class && inside ? parameter(T.attention_weight, place.columns.stage * T.classes + k0 + k) : place.a;
     score_gradients(ds, P, place.first, 1, inside ? place.images : 0, place.columns.stage, k0 + k, a);
 #pragma unroll
     for (int r = 0; r < kProductImages; ++r) scratch[r * kPitch + k] = ds[r];

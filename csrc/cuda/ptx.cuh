@@ -96,6 +96,32 @@ __device__ __forceinline__ Words<kBytes> load_stream_if(bool inside, const void*
   return x;
 }
 
+// The same with L2's usual policy: on sm_80 to sm_89 a policy takes two registers.
+template <int kBytes>
+__device__ __forceinline__ Words<kBytes> load_if(bool inside, const void* p) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  Words<kBytes> x;
+  if constexpr (kBytes == 16) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+        " @q ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1]), "=&r"(x.at[2]), "=&r"(x.at[3])
+        : "l"(p), "r"(int(inside)));
+  } else if constexpr (kBytes == 8) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n @q ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1])
+        : "l"(p), "r"(int(inside)));
+  } else if constexpr (kBytes == 4) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %2, 0;\n mov.b32 %0, 0;\n @q ld.global.nc.L1::no_allocate.u32 %0, [%1];\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "r"(int(inside)));
+  } else {
+    asm("{\n .reg .pred q;\n .reg .b16 h;\n setp.ne.b32 q, %2, 0;\n mov.b16 h, 0;\n @q ld.global.nc.L1::no_allocate.u16 h, [%1];\n cvt.u32.u16 %0, h;\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "r"(int(inside)));
+  }
+  return x;
+}
+
 // T of 1, 2, 4, 8 or 16 bytes, aligned to its size; not read again by this launch.
 template <class T>
 __device__ __forceinline__ void store_stream(void* p, const T& value, uint64_t policy) {

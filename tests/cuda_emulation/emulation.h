@@ -191,6 +191,11 @@ inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
 }
 
 template <int kBytes>
+inline Words<kBytes> load_if(bool inside, const void* p) {
+  return load_stream_if<kBytes>(inside, p, 0);
+}
+
+template <int kBytes>
 inline void copy_async(void* shared, const void* p) {
   static_assert(kBytes == 4 || kBytes == 16);
   emulation::copy_async(shared, p, kBytes);

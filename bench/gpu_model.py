@@ -9,14 +9,15 @@ measurements stay empty until there are some.
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import gpu_model_time as model  # noqa: E402
-from gpu_model_time import GPUS, Gpu  # noqa: E402
+import gpu_model_time as model
+from gpu_model_time import GPUS, Gpu
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/gpu-model.md"
 CONVOLUTIONS = 450e6  # FLOP a microsecond: what VGG-16's convolutions are assumed to reach
@@ -42,7 +43,13 @@ def shares(number: str, what: str, target: str, floor_bytes: float, times: list[
 
 
 def head_rows() -> Iterator[Row]:
-    for number, batch, target in (("1", 1, "<= 8.0 us"), ("2", 8, ">= 0.65, <= 17.5 us"), ("3", 32, ">= 0.86, <= 51 us"), ("4", 128, ">= 0.93"), ("4", 256, ">= 0.95")):
+    for number, batch, target in (
+        ("1", 1, "<= 8.0 us"),
+        ("2", 8, ">= 0.65, <= 17.5 us"),
+        ("3", 32, ">= 0.86, <= 51 us"),
+        ("4", 128, ">= 0.93"),
+        ("4", 256, ">= 0.95"),
+    ):
         for layout in ("NHWC", "NCHW"):
             times = [model.head_time(gpu, batch, model.VGG_STAGES, 1000, layout == "NHWC") for gpu in GPUS]
             yield shares(number, f"head forward, 224 px, {layout}, B = {batch}, K = 1000", target, model.head_bytes(batch, model.VGG_STAGES, 1000), times)
@@ -54,7 +61,12 @@ def head_rows() -> Iterator[Row]:
 
 
 def tap_rows() -> Iterator[Row]:
-    for number, layout, backward, target in (("7", "NHWC", False, ">= 0.90"), ("8", "NHWC", True, ">= 0.88"), ("9", "NCHW", False, ">= 0.82"), ("9", "NCHW", True, ">= 0.82")):
+    for number, layout, backward, target in (
+        ("7", "NHWC", False, ">= 0.90"),
+        ("8", "NHWC", True, ">= 0.88"),
+        ("9", "NCHW", False, ">= 0.82"),
+        ("9", "NCHW", True, ">= 0.82"),
+    ):
         for batch in (32, 128, 256):
             times = [model.taps_time(gpu, batch, layout == "NHWC", backward) for gpu in GPUS]
             what = f"tap {'backward' if backward else 'forward, training'}, five boundaries at 224 px, {layout}, B = {batch}"
@@ -134,40 +146,47 @@ def boundaries() -> Iterator[str]:
             )
 
 
+def wrapped(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, 116, break_on_hyphens=False)
+    yield ""
+
+
 def page() -> str:
+    copies = ", ".join(f"{gpu.copy / 1e6:.1f} TB/s for an {gpu.name}" for gpu in GPUS)
     lines = [
         "# What the CUDA kernels should take: a prediction",
         "",
-        "**Predicted, not measured.** No kernel of this package has run on a GPU. This page is made by `python bench/gpu_model.py` from",
-        "the launch plans, from instructions counted in machine code (sm_90a) and from the assumptions below. It is here to be refuted:",
-        "the empty columns are for the first measurements, and where the two differ the model says which part of it was wrong.",
+        *wrapped(
+            "**Predicted, not measured.** No kernel of this package has run on a GPU. This page is made by `python bench/gpu_model.py` from the launch"
+            " plans, from instructions counted in machine code (sm_90a) and from the assumptions below. It is here to be refuted: the empty columns are"
+            " for the first measurements, and where the two differ the model says which part of it was wrong."
+        ),
+        *wrapped(f"A prediction is a time, and the share of what the bytes alone take at the rate of a copy: {copies}."),
+        *table(row for rows in (head_rows(), tap_rows(), network_rows()) for row in rows),
         "",
-        "A prediction is a time, and the share of what the bytes alone take at the rate of a copy: "
-        + ", ".join(f"{g.copy / 1e6:.1f} TB/s for an {g.name}" for g in GPUS)
-        + ".",
-        "",
-        *table((row for rows in (head_rows(), tap_rows(), network_rows()) for row in rows)),
-        "",
-        "Rows 12 and 13 take plain VGG-16 as if eager mode moved its bytes at a copy's rate, which flatters it, and convolutions at",
-        f"{CONVOLUTIONS / 1e6:.0f} TFLOP/s on either GPU. Rows that are no times of the GPU's:",
-        "",
+        *wrapped(
+            "Rows 12 and 13 take plain VGG-16 as if eager mode moved its bytes at a copy's rate, which flatters it, and convolutions at"
+            f" {CONVOLUTIONS / 1e6:.0f} TFLOP/s on either GPU. Rows that are no times of the GPU's:"
+        ),
         "| row | what | why it has no prediction |",
         "|---|---|---|",
         *(f"| {number} | {what} | {why} |" for number, what, why in NOT_TIMES),
         "",
         "## Against eager mode, by bytes alone",
         "",
-        "If eager PyTorch moved its bytes at a copy's rate and its launches took no time. It does neither, so a measured ratio should be larger;",
-        "for the head, whose eager form reads the maps once as well, launches are all that it loses.",
-        "",
+        *wrapped(
+            "If eager PyTorch moved its bytes at a copy's rate and its launches took no time. It does neither, so a measured ratio should be larger;"
+            " for the head, whose eager form reads the maps once as well, launches are all that it loses."
+        ),
         *against_eager(),
         "",
         "## How a launch is added up",
         "",
-        "Blocks that are resident together are a wave. It takes the longest of three: its bytes at a copy's rate; its rounds of loads, one",
-        "memory latency after the other; its instructions, four a clock and processor. A last wave of few blocks costs its latency.",
-        "What memory loses of its rate by mixing reads and writes, or where a launch begins and ends, is not in it: shares near 1 are too high.",
-        "",
+        *wrapped(
+            "Blocks that are resident together are a wave. It takes the longest of three: its bytes at a copy's rate; its rounds of loads, one memory"
+            " latency after the other; its instructions, four a clock and processor. A last wave of few blocks costs its latency. What memory loses of"
+            " its rate by mixing reads and writes, or where a launch begins and ends, is not in it: shares near 1 are too high."
+        ),
         f"The taps' waves on an {GPUS[-1].name} at B = 32, bf16:",
         "",
         *boundaries(),

@@ -68,10 +68,12 @@ def tap_time(gpu: Gpu, batch: int, channels: int, side: int, nhwc: bool, backwar
     loop = f"tap {'backward' if backward else 'forward'} {'NHWC' if nhwc else 'NCHW'}"
     at_once, windows = (1, 1) if nhwc else (2, plan.vector // 2)  # tiles a round, windows a tile
     rounds = math.ceil(plan.part_size / (plan.lanes * windows * at_once))
-    if staged:  # one round of copies brings a whole unit; its tiles then come from shared memory
+    instructions = COUNTS[loop] * math.ceil(plan.part_size / (plan.lanes * windows)) / at_once
+    if staged:  # one round of copies brings a whole unit; its tiles then come from shared memory, several planes in turn
         rounds = 1
-    instructions = COUNTS[loop] * math.ceil(plan.part_size / (plan.lanes * windows)) / at_once * (math.ceil(plan.slab * plan.lanes / plan.threads) if staged else 1)
-    resident, each, total, limits = TAP_BLOCKS * gpu.processors, tap_bytes(batch, channels, side) / plan.units, 0.0, []
+        instructions *= math.ceil(plan.slab * plan.lanes / plan.threads)
+    resident, each, total = TAP_BLOCKS * gpu.processors, tap_bytes(batch, channels, side) / plan.units, 0.0
+    limits: list[str] = []
     for units in waves(plan.units, resident):
         issue = issued(gpu, instructions, units / gpu.processors if units == resident else math.ceil(units / gpu.processors))
         ways = {"bytes": units * each / gpu.copy, "latency": UNIT + rounds * MEMORY, "issue": issue}

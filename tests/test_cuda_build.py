@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from cuda_code import ARCHITECTURES
-from cuda_library import ROOT, SETUP, TOOLKIT, built, needs_nvcc  # noqa: F401
+from cuda_library import ROOT, SETUP, TOOLKIT, needs_nvcc
 
 from interflow_kernels import _backend, _native
 
@@ -32,6 +32,8 @@ def test_the_library_needs_nothing_but_torch_and_the_system(built):
 LOAD = """
 import ctypes, sys, torch
 import interflow_kernels._native as native
+
+pytest_plugins = ["cuda_library"]  # its fixtures
 assert native.cpu_error is None, native.cpu_error
 assert "without CUDA" in native.cuda_error
 torch.version.cuda = "13.1"

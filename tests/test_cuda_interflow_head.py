@@ -236,7 +236,10 @@ MEETING = "bool last = atomic_add_%s(unit.counter, 1)"
 ORDER = r"block \d+ thread \d+: .*no release and acquire order"
 MISTAKES = {
     "a barrier": (Edit(POOL, STORED + "  __syncthreads();", STORED), r"block \d+ thread \d+: .*never written"),
-    "the release of a whole unit": (Edit(POOL, f"atomic_add_{RELEASE % 'unit.counter'}", f"atomic_add_{RELEASE % 'unit.counter'}".replace("release", "relaxed")), ORDER),
+    "the release of a whole unit": (
+        Edit(POOL, f"atomic_add_{RELEASE % 'unit.counter'}", f"atomic_add_{RELEASE % 'unit.counter'}".replace("release", "relaxed")),
+        ORDER,
+    ),
     "the release of means": (Edit(POOL, f"atomic_add_{RELEASE % MEANS}", f"atomic_add_{RELEASE % MEANS}".replace("release", "relaxed")), ORDER),
     "a unit that nobody is told of": (Edit(FORWARD, SETTLE, ""), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
     "the order of tickets": (Edit(SCHEDULE, TURNS, TURNED), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),

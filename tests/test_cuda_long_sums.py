@@ -77,9 +77,9 @@ def test_gradients_of_8192_images(library, kind, attention):
         return {name: t.grad for name, t in zip(NAMES, leaves, strict=True) if t is not None}
 
     with emulated(library, 7, 1):
-        grads = library.ops.interflow_head_backward(
-            dy, None, pooled, weight, bias, attention_weight, attention_bias, attention, widths, [], True, True, True
-        )[1:]
+        grads = library.ops.interflow_head_backward(dy, None, pooled, weight, bias, attention_weight, attention_bias, attention, widths, [], True, True, True)[
+            1:
+        ]
     eager, exact = by_eager(torch.float32), by_eager(torch.float64)
     for name, grad in zip(NAMES, grads, strict=True):
         if name in eager:

@@ -5,8 +5,10 @@ import subprocess
 
 import pytest
 from cuda_code import ARCHITECTURES, Kernel, Promise, complaints, counted, disassembler, forbidden, kernels_of, parse_log
-from cuda_library import KERNEL_FILES, ROOT, TOOLKIT, built, kernels, needs_nvcc  # noqa: F401
+from cuda_library import KERNEL_FILES, ROOT, TOOLKIT, needs_nvcc
 from cuda_sass import Instruction
+
+pytest_plugins = ["cuda_library"]  # its fixtures
 
 PATH = r"\(interflow::TapPath\)"
 PROMISES = (

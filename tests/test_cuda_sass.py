@@ -7,8 +7,10 @@ import subprocess
 import pytest
 from cuda_batches import BATCHES, STREAM, STREAM_BYTE, Batch, broken
 from cuda_code import ARCHITECTURES, Kernel, disassembler, functions, kernels_of
-from cuda_library import ROOT, SETUP, TOOLKIT, built, kernels, needs_nvcc  # noqa: F401
+from cuda_library import ROOT, SETUP, TOOLKIT, needs_nvcc
 from cuda_sass import Code, Instruction, instructions
+
+pytest_plugins = ["cuda_library"]  # its fixtures
 
 needs_disassembler = pytest.mark.skipif(disassembler() is None, reason="no cuobjdump, neither of the toolkit nor of triton")
 

@@ -36,7 +36,9 @@ def test_a_lost_ticket_traps_with_a_sentence(monkeypatch):
             with pytest.raises(RuntimeError, match="waits for a word that stays|deadlock"):
                 run(mutant)
             monkeypatch.setenv("INTERFLOW_WATCHDOG", "1")
-            sentence = r"interflow_head_forward_kernel, ticket:\d+: counter of its group's events: Assertion `all units of the group were done within two seconds`"
+            sentence = (
+                r"interflow_head_forward_kernel, ticket:\d+: counter of its group's events: Assertion `all units of the group were done within two seconds`"
+            )
             with pytest.raises(RuntimeError, match=sentence):
                 run(mutant)
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_model  # noqa: E402
 import gpu_model_time as model  # noqa: E402
 from cuda_code import disassembler  # noqa: E402
-from cuda_library import built  # noqa: E402, F401
+
+pytest_plugins = ["cuda_library"]  # its fixtures
 
 
 def test_the_page_is_up_to_date():

@@ -3,9 +3,13 @@
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
+
+from cuda_sass import Code, Instruction, instructions
 
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 
@@ -26,9 +30,19 @@ class Promise:
     tensor_cores: bool = False
 
 
+class Loads(Protocol):
+    """Which loads of which kernels are looked at."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def loads(self) -> str: ...
+
+
 @dataclass
 class Kernel:
-    """One kernel for one architecture: what ptxas said, and how often each opcode with its modifiers stands in the code."""
+    """One kernel for one architecture: what ptxas said, how often each opcode with its modifiers stands in the code, and how many batches of each size
+    the loads make that match a pattern."""
 
     name: str
     architecture: str
@@ -36,6 +50,7 @@ class Kernel:
     stack: int = 0
     spills: int = 0
     opcodes: dict[str, int] = field(default_factory=dict)
+    batches: dict[str, Counter[int]] = field(default_factory=dict)
 
     def count(self, pattern: str) -> int:
         return sum(times for opcode, times in self.opcodes.items() if re.fullmatch(pattern, opcode))
@@ -104,37 +119,33 @@ def disassembler() -> str | None:
     return found
 
 
-def opcodes(program: str, binary: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """(architecture, mangled name, opcode -> times) of every kernel in an object file or cubin."""
-    architecture, name, counts = "", "", {}
+def functions(program: str, binary: Path) -> Iterator[tuple[str, str, list[Instruction]]]:
+    """(architecture, mangled name, code) of every kernel in an object file or cubin."""
+    architecture, name = "", ""
+    code: list[Instruction] = []
     with subprocess.Popen([program, "-sass", str(binary)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if opcode := opcode_of(line):
-                counts[opcode] = counts.get(opcode, 0) + 1
-            elif function := re.match(r"\s+Function : (\S+)", line):
-                if name:
-                    yield architecture, name, counts
-                name, counts = function[1], {}
-            elif target := re.match(r"\s*code for sm_(\w+)", line):
-                if name:
-                    yield architecture, name, counts
-                architecture, name, counts = target[1], "", {}
+        for x in instructions(process.stdout):
+            if isinstance(x, Instruction):
+                code.append(x)
+                continue
+            function, target = re.match(r"\s+Function : (\S+)", x), re.match(r"\s*code for sm_(\w+)", x)
+            if name and (function or target):
+                yield architecture, name, code
+                name, code = "", []
+            if function:
+                name = function[1]
+            elif target:
+                architecture = target[1]
     if name:
-        yield architecture, name, counts
+        yield architecture, name, code
     assert process.returncode == 0, f"{program} -sass {binary} failed"
 
 
-INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*)")
-
-
-def opcode_of(line: str) -> str | None:
-    """With its modifiers, and "+UR" behind a copy into shared memory whose address there is a sum with a uniform register."""
-    instruction = INSTRUCTION.match(line)
-    if instruction is None:
-        return None
-    to_sum = instruction[1].startswith("LDGSTS") and re.match(r"\[\w+\+UR", instruction[2])
-    return instruction[1] + ("+UR" if to_sum else "")
+def counted(x: Instruction) -> str:
+    """Its opcode with modifiers, and "+UR" behind a copy into shared memory whose address there is a sum with a uniform register."""
+    to_sum = x.name == "LDGSTS" and re.match(r"\[\w+\+UR", x.operands)
+    return x.opcode + ("+UR" if to_sum else "")
 
 
 def demangled(names: Sequence[str]) -> dict[str, str]:
@@ -146,13 +157,18 @@ def demangled(names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, done.stdout.splitlines(), strict=True))
 
 
-def kernels_of(log: str, binary: Path, program: str | None) -> list[Kernel]:
-    """Every kernel of one compiled file for every architecture; without a disassembler their opcodes stay empty."""
+def kernels_of(log: str, binary: Path, program: str | None, looked_at: Sequence[Loads] = ()) -> list[Kernel]:
+    """Every kernel of one compiled file for every architecture; without a disassembler what is read from machine code stays empty."""
     found = {(k.architecture, k.name): k for k in parse_log(log)}
-    if program is not None:
-        for architecture, name, counts in opcodes(program, binary):
-            found[architecture, name].opcodes = counts
     names = demangled(list(dict.fromkeys(k.name for k in found.values())))
+    if program is not None:
+        for architecture, name, code in functions(program, binary):
+            kernel = found[architecture, name]
+            kernel.opcodes = Counter(map(counted, code))
+            patterns = {row.loads for row in looked_at if re.search(row.kernel, names[name])}
+            if patterns:
+                flow = Code(code)
+                kernel.batches = {pattern: flow.batches(pattern) for pattern in patterns}
     for kernel in found.values():
         kernel.name = names[kernel.name]
     return list(found.values())

@@ -1,93 +1,17 @@
-"""The CUDA library without a GPU: it builds and links on any torch, and its kernels keep what the table promises on every architecture."""
+"""How the CUDA library is built and loaded: what is asked of the build, that it links on any torch, and what it says where it cannot run."""
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from cuda_code import ARCHITECTURES, Kernel, Promise, complaints, disassembler, forbidden, kernels_of, opcode_of, parse_log
+from cuda_code import ARCHITECTURES
+from cuda_library import ROOT, TOOLKIT, cuda_build, needs_nvcc
 
 from interflow_kernels import _backend, _native
-
-ROOT = Path(__file__).parent.parent
-KERNEL_FILES = sorted(ROOT.glob("csrc/*/cuda/*.cu"))
-
-PATH = r"\(interflow::TapPath\)"
-PROMISES = (
-    # pooled, weights, y: the tail multiplies on tensor cores; two blocks of 256 threads a multiprocessor
-    Promise("interflow_head_forward_kernel<float>", 128, loads=True),
-    Promise("interflow_head_forward_kernel", 128, loads=True, tensor_cores=True),
-    Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
-    Promise("interflow_head_products_kernel", 128, loads=True),
-    Promise("interflow_head_epilogue_kernel", 64),
-    # NHWC <T, max_pool, wide, mask>, backward <T, max_pool, wide>: three blocks a multiprocessor where accesses are 16 bytes wide, else two
-    Promise(r"tap_pixels<\w+, true, true, \w+>", 80, loads=True, stores=True),
-    Promise(r"tap_pixels<\w+, false, true, \w+>", 80, loads=True),
-    Promise(r"tap_pixels_backward<\w+, \w+, true>", 80, stores=True),
-    Promise(r"tap_pixels(_backward)?<\w+, \w+, false(, \w+)?>", 128),
-    # NCHW <T, max_pool, path, mask>, backward <T, max_pool, path>; paths 0 wide, 1 narrow, 2 staged: three blocks but for the narrow ones
-    Promise(rf"tap_planes<\w+, \w+, {PATH}0, \w+>", 80, loads=True),
-    Promise(rf"tap_planes_backward<\w+, \w+, {PATH}0>", 80, stores=True),
-    Promise(rf"tap_planes(_backward)?<\w+, \w+, {PATH}2(, \w+)?>", 80, copies=True, stores=True),
-    Promise(rf"tap_planes(_backward)?<\w+, \w+, {PATH}1(, \w+)?>", 128),
-)
-"""Read from the top, the first row whose pattern is found in a kernel's demangled name holds."""
-
-
-def setup_as_module() -> object:
-    """setup.py as a module: its functions, nothing built."""
-    spec = importlib.util.spec_from_file_location("interflow_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SETUP = setup_as_module()
-TOOLKIT = SETUP.find_toolkit()
-needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
-
-
-# --- building -----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Built:
-    library: Path
-    folder: Path  # FILE.o and FILE.log of each .cu
-    seconds: float
-
-
-BUILD = """
-import runpy, sys
-made = runpy.run_path("setup.py")
-parts = made["extensions"]()
-parts["ext_modules"] = [e for e in parts["ext_modules"] if e.name == "interflow_kernels._cuda"]
-made["setup"](script_args=["-q", "build_ext", "--build-lib", sys.argv[1], "--build-temp", sys.argv[2]], **parts)
-"""
-
-
-@pytest.fixture(scope="session")
-def built() -> Built:
-    """The CUDA library for every architecture, built as an installation builds it, in build/; what is up to date there stays."""
-    if TOOLKIT is None:
-        pytest.skip("no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
-    folder = ROOT / "build" / "cuda-test"
-    environment = {**os.environ, "INTERFLOW_CUDA": "1"}
-    environment.pop("TORCH_CUDA_ARCH_LIST", None)
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", BUILD, str(folder), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert f"CUDA kernels on for {' '.join(ARCHITECTURES)}+PTX (INTERFLOW_CUDA=1)" in done.stdout
-    assert "warning" not in done.stderr, done.stderr[-4000:]
-    return Built(folder / "interflow_kernels/_cuda.abi3.so", folder / "cuda", time.perf_counter() - start)
 
 
 @pytest.mark.slow
@@ -108,6 +32,8 @@ def test_the_library_needs_nothing_but_torch_and_the_system(built):
 LOAD = """
 import ctypes, sys, torch
 import interflow_kernels._native as native
+
+pytest_plugins = ["cuda_library"]  # its fixtures
 assert native.cpu_error is None, native.cpu_error
 assert "without CUDA" in native.cuda_error
 torch.version.cuda = "13.1"
@@ -139,118 +65,6 @@ def test_the_library_loads_and_registers_without_a_gpu(built, tmp_path):
     assert done.stdout.strip() == "None", done.stdout
 
 
-# --- what the compiler made of the kernels --------------------------------------------------------------------------------
-@pytest.fixture(scope="session")
-def kernels(built) -> list[Kernel]:
-    program = disassembler()
-
-    def read(stem: str) -> list[Kernel]:
-        return kernels_of((built.folder / f"{stem}.log").read_text(), built.folder / f"{stem}.o", program)
-
-    with ThreadPoolExecutor(2) as pool:
-        return [kernel for found in pool.map(read, [SETUP.object_name(str(file)) for file in KERNEL_FILES]) for kernel in found]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_keep_their_promises(kernels, architecture):
-    mine = [k for k in kernels if k.architecture == architecture]
-    assert bool(mine) == bool(KERNEL_FILES)
-    found = [text for kernel in mine for text in complaints(kernel, PROMISES)]
-    assert not found, "\n".join(found)
-
-
-@pytest.mark.slow
-def test_machine_code_was_read(kernels):
-    if disassembler() is None:
-        pytest.skip("no cuobjdump, neither of the toolkit nor of triton: registers and spills are checked, machine code is not")
-    assert all(kernel.count("EXIT") for kernel in kernels)
-
-
-@pytest.mark.slow
-def test_every_row_of_the_table_speaks_of_a_kernel(kernels):
-    for promise in PROMISES:
-        assert any(re.search(promise.kernel, k.name) for k in kernels), promise
-
-
-# --- that the checks can fail -----------------------------------------------------------------------------------------------
-BAD = {
-    "spills": (
-        "__global__ void __launch_bounds__(1024, 2) bad(const float* x, float* y) { float v[64]; for (int i = 0; i < 64; ++i) v[i] = x[i * 64 + threadIdx.x];"
-        " for (int r = 0; r < 9; ++r) for (int i = 0; i < 64; ++i) v[i] = v[i] * v[(i * 7 + 3) % 64] + v[(i + r) % 64];"
-        " for (int i = 0; i < 64; ++i) y[i * 64 + threadIdx.x] = v[i]; }",
-        ("spills", "accesses to local memory"),
-    ),
-    "float_atomic": ("__global__ void __launch_bounds__(256) bad(const float* x, float* y) { atomicAdd(y, x[threadIdx.x]); }", ("atomics on floating",)),
-    "narrow": (
-        "__global__ void __launch_bounds__(256) bad(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }",
-        ("no 16-byte loads", "no 16-byte stores", "no 16-byte copies into shared memory", "no matrix instructions"),
-    ),
-    "good": (
-        "__global__ void __launch_bounds__(256) bad(const float4* x, float4* y, unsigned* n) { y[threadIdx.x] = x[threadIdx.x]; atomicAdd(n, 1u); }",
-        ("no 16-byte copies into shared memory", "no matrix instructions"),
-    ),
-}
-
-
-@needs_nvcc
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_kernel_is_refused(name, tmp_path):
-    program = disassembler()
-    if program is None:
-        pytest.skip("no cuobjdump, neither of the toolkit nor of triton")
-    code, expected = BAD[name]
-    source, cubin = tmp_path / "bad.cu", tmp_path / "bad.cubin"
-    source.write_text(code)
-    done = subprocess.run([TOOLKIT.nvcc, "-cubin", "-arch=sm_90", "-Xptxas=-v", "-std=c++20", source, "-o", cubin], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (kernel,) = kernels_of(done.stderr, cubin, program)
-    found = complaints(kernel, [Promise("bad", 255, loads=True, stores=True, copies=True, tensor_cores=True)])
-    for text in expected:
-        assert any(text in line for line in found), found
-    if name == "good":
-        assert len(found) == 2
-    assert any("registers" in line for line in complaints(kernel, [Promise("bad", 4)]))
-    assert any("no row" in line for line in complaints(kernel, []))
-
-
-def test_a_copy_to_a_sum_with_a_uniform_register_is_refused():
-    """As ptxas writes it for sm_90 where the copy has a cache policy: the code before computes UR10 and UR11."""
-    lines = {
-        "        /*1690*/                   LDGSTS.E.BYPASS.128 [R20+UR0+0x400], desc[UR1][R18.64] ;  /* 0x0040000012147dae */": "LDGSTS.E.BYPASS.128+UR",
-        "        /*1690*/              @!P1 LDGSTS.E.BYPASS.128 [R25+0x810], desc[UR6][R18.64] ;      /* 0x0081000012197fae */": "LDGSTS.E.BYPASS.128",
-    }
-    for line, opcode in lines.items():
-        assert opcode_of(line) == opcode
-        found = complaints(Kernel("bad", "90a", opcodes={opcode: 2}), [Promise("bad", 255)])
-        assert found == (["bad for sm_90a: 2 copies whose shared address is a sum with a uniform register"] if opcode.endswith("+UR") else [])
-
-
-def test_float_atomics_by_name():
-    from cuda_code import FLOAT_ATOMIC
-
-    for bad in ("RED.E.ADD.F32.FTZ.RN.STRONG.GPU", "ATOMG.E.ADD.F16x2.RN.STRONG.GPU", "REDG.E.ADD.F64.RN.STRONG.GPU", "ATOM.E.ADD.BF16_V2"):
-        assert re.fullmatch(FLOAT_ATOMIC, bad), bad
-    for good in ("RED.E.ADD.STRONG.GPU", "ATOMG.E.ADD.STRONG.GPU", "ATOMG.E.CAS.64.STRONG.GPU", "FADD.F32", "REDUX.SUM"):
-        assert not re.fullmatch(FLOAT_ATOMIC, good), good
-
-
-# --- the source ---------------------------------------------------------------------------------------------------------
-def test_kernel_files_keep_to_the_common_language():
-    found = [text for f in (*KERNEL_FILES, *sorted(ROOT.glob("csrc/*/cuda/*.cuh"))) for text in forbidden(f.name, f.read_text())]
-    assert not found, "\n".join(found)
-    torch_headers = [f.name for f in KERNEL_FILES if re.search(r"#include\s*<torch/", f.read_text())]
-    assert not torch_headers
-
-
-def test_what_the_source_check_finds():
-    good = "__global__ void __launch_bounds__(256) k(const __grid_constant__ P p) {} // asm <<< __shared__"
-    assert forbidden("a.cu", good) == []
-    for bad in ("k<<<1, 2>>>();", "__shared__ int x[4];", 'asm("exit;");', "__global__ void k(P p) {}", "template <class T>\n__global__ void k(P p);"):
-        assert len(forbidden("a.cu", bad)) == 1, bad
-    assert forbidden("ptx.cuh", 'asm("exit;");') == []
-
-
 # --- what is asked of the build ---------------------------------------------------------------------------------------------
 VARIABLES = ("INTERFLOW_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS")
 
@@ -280,31 +94,31 @@ def test_the_decision(asked, monkeypatch):
         (f"{major - 1}.4", "", False, f"nvcc is of CUDA {major}, torch of CUDA {major - 1}.4"),
     ):
         asked(INTERFLOW_CUDA=value)
-        decision = SETUP.decide_cuda(torch_cuda)
+        decision = cuda_build.decide_cuda(torch_cuda)
         assert (decision.toolkit is not None) == on, (torch_cuda, value)
         assert words in decision.reason
-    monkeypatch.setattr(SETUP, "find_toolkit", lambda: None)
+    monkeypatch.setattr(cuda_build, "find_toolkit", lambda: None)
     asked()
-    assert "no nvcc" in SETUP.decide_cuda(f"{major}.0").reason
+    assert "no nvcc" in cuda_build.decide_cuda(f"{major}.0").reason
     asked(INTERFLOW_CUDA="1")
     with pytest.raises(SystemExit, match="install the CUDA toolkit or set CUDA_HOME"):
-        SETUP.decide_cuda(None)
+        cuda_build.decide_cuda(None)
 
 
 @needs_nvcc
 def test_architectures(capsys):
-    assert SETUP.architectures(TOOLKIT, "8.0;9.0a 12.0+PTX") == (("80", "90a", "120"), "120")
-    assert SETUP.architectures(TOOLKIT, "7.5 8.6") == (("86",), None)
+    assert cuda_build.architectures(TOOLKIT, "8.0;9.0a 12.0+PTX") == (("80", "90a", "120"), "120")
+    assert cuda_build.architectures(TOOLKIT, "7.5 8.6") == (("86",), None)
     assert "7.5" in capsys.readouterr().out
-    chosen = SETUP.Cuda(TOOLKIT, "", *SETUP.architectures(TOOLKIT, ""))
+    chosen = cuda_build.Cuda(TOOLKIT, "", *cuda_build.architectures(TOOLKIT, ""))
     assert chosen.listed() == " ".join(ARCHITECTURES) + "+PTX"
     assert chosen.gencodes()[3:] == [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_120,code=[sm_120,compute_120]",
     ]
-    older = SETUP.Toolkit("nvcc", (12, 4), [], [], frozenset({80, 86, 89, 90}))
-    assert SETUP.architectures(older, "") == (("80", "86", "89", "90a"), "90a")
+    older = cuda_build.Toolkit("nvcc", (12, 4), [], [], frozenset({80, 86, 89, 90}))
+    assert cuda_build.architectures(older, "") == (("80", "86", "89", "90a"), "90a")
 
 
 @needs_nvcc
@@ -323,19 +137,11 @@ def test_architectures(capsys):
 def test_wrong_values_are_one_sentence(asked, values, words):
     asked(**values)
     with pytest.raises(SystemExit) as error:
-        SETUP.jobs() and SETUP.decide_cuda(None)
+        cuda_build.jobs() and cuda_build.decide_cuda(None)
     text = str(error.value)
     assert "\n" not in text
     for word in words:
         assert word in text, text
-
-
-def test_a_log_is_read():
-    log = """ptxas info    : Compiling entry function '_Z3badv' for 'sm_90a'
-ptxas info    : Function properties for _Z3badv
-    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
-ptxas info    : Used 40 registers, used 1 barriers"""
-    assert parse_log(log) == [Kernel("_Z3badv", "90a", 40, 8, 28)]
 
 
 # --- loading: cause and remedy --------------------------------------------------------------------------------------------

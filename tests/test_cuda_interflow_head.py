@@ -227,14 +227,22 @@ def test_fp64_is_refused_by_name(library):
 # --- mistakes that must be caught ---------------------------------------------------------------------------------------
 POOL, FORWARD, SCHEDULE = "csrc/interflow_head/cuda/pool.cuh", "csrc/interflow_head/cuda/forward.cu", "csrc/interflow_head/cuda/schedule.h"
 STORED = "    for (int n = 0; n < N; ++n) place[n] = sums[n];\n  }\n"
-RELEASE = "release(P.counters + P.schedule.done_counter(group), 1)"
+RELEASE = "release(%s, 1)"
+MEANS = "P.counters + P.schedule.done_counter(ticket.group)"
+SETTLE = "    settle(P, before, scratch, flag);  // before this block waits itself: others may wait for it\n"
 TURNS = "return r < units ? Ticket{true, g + 1, r} : Ticket{false, g, r - units};"
 TURNED = "return r < tiles ? Ticket{false, g + 1, r} : Ticket{true, g + 1, r - tiles};"
-MEETING = "bool last = atomic_add_%s(counter, 1)"
+MEETING = "bool last = atomic_add_%s(unit.counter, 1)"
 ORDER = r"block \d+ thread \d+: .*no release and acquire order"
+FORWARD_FILES = ("library.cpp", "common/cuda/host.cpp", "interflow_head/cuda/forward.cpp", "interflow_head/cuda/forward.cu")
 MISTAKES = {
     "a barrier": (Edit(POOL, STORED + "  __syncthreads();", STORED), r"block \d+ thread \d+: .*never written"),
-    "the release of pooled values": (Edit(POOL, f"atomic_add_{RELEASE}", f"atomic_add_{RELEASE.replace('release', 'relaxed', 1)}"), ORDER),
+    "the release of a whole unit": (
+        Edit(POOL, f"atomic_add_{RELEASE % 'unit.counter'}", f"atomic_add_{RELEASE % 'unit.counter'}".replace("release", "relaxed")),
+        ORDER,
+    ),
+    "the release of means": (Edit(POOL, f"atomic_add_{RELEASE % MEANS}", f"atomic_add_{RELEASE % MEANS}".replace("release", "relaxed")), ORDER),
+    "a unit that nobody is told of": (Edit(FORWARD, SETTLE, ""), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
     "the order of tickets": (Edit(SCHEDULE, TURNS, TURNED), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
     "a counter left dirty": (Edit(FORWARD, "    store_relaxed(P.counters + HeadSchedule::kNext, 0);\n", ""), "counter 0 is .* must be zero again"),
     "a meeting's acquire": (Edit(POOL, MEETING % "acq_rel", MEETING % "release"), ORDER),
@@ -245,8 +253,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_caught(mistake, monkeypatch):
     edit, sentence = MISTAKES[mistake]
-    forward = ("library.cpp", "host.cpp", "interflow_head.cpp", "interflow_head_fwd.cu")
-    mutant = cuda_emulation.load([s for s in cuda_emulation.operator_sources() if s.name in forward], edits=[edit])
+    mutant = cuda_emulation.load(cuda_emulation.sources(*FORWARD_FILES), edits=[edit])
     case = HeadCase(batch=50, maps=((16, 48, 48), (8, 3, 3)), layout="channels_last", classes=9)
     head, maps = case.head(), head_inputs(case)
     with cuda_emulation.emulated(mutant, 3, 0), pytest.raises(RuntimeError, match=sentence):

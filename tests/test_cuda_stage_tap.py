@@ -326,8 +326,8 @@ ONLY_BF16 = Edit(  # a third of the kernels to compile
     "    case DType::F16: return launch_for<__half>(P, stream);\n    default: return launch_for<float>(P, stream);\n",
     "    default: return cudaErrorNotSupported;\n",
 )
-FORWARD_FILES = ("library.cpp", "cuda/host.cpp", "cuda/stage_tap.cpp", "cuda/stage_tap_plan.cpp", "cuda/stage_tap_fwd.cu")
-FORWARD_SOURCES = [cuda_emulation.ROOT / "csrc" / name for name in FORWARD_FILES]
+FORWARD_FILES = ("library.cpp", "common/cuda/host.cpp", "stage_tap/cuda/forward.cpp", "stage_tap/cuda/plan.cpp", "stage_tap/cuda/forward.cu")
+FORWARD_SOURCES = cuda_emulation.sources(*FORWARD_FILES)
 
 
 @pytest.mark.parametrize(

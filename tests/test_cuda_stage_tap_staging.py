@@ -172,7 +172,7 @@ def test_a_mistake_is_caught(height, says):
         assert copies_of_last_launch(mutant) > 0
 
 
-BACKWARD_FILES = ("library.cpp", "cuda/host.cpp", "cuda/stage_tap_backward.cpp", "cuda/stage_tap_plan.cpp", "cuda/stage_tap_bwd.cu")
+BACKWARD_FILES = ("library.cpp", "common/cuda/host.cpp", "stage_tap/cuda/backward.cpp", "stage_tap/cuda/plan.cpp", "stage_tap/cuda/backward.cu")
 BACKWARD_MUTANT = [
     Edit("csrc/stage_tap/cuda/backward.cu", ONLY_BF16.old, ONLY_BF16.new),
     Edit(BACKWARD, "if constexpr (kStaged) wait_for_copies();", "if (kStaged && s.height != 3) wait_for_copies();"),

@@ -21,7 +21,7 @@
 
 namespace interflow {
 
-// Sizes of u, and how memory runs: along C (NHWC, by the rule of stage_tap_checks.h) or, as all other strides are taken, along W (NCHW).
+// Sizes of u, and how memory runs: along C (NHWC, by the rule of checks.h) or, as all other strides are taken, along W (NCHW).
 struct TapShape {
   int64_t batch, channels, height, width;
   bool channels_last;

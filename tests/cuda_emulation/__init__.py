@@ -63,6 +63,11 @@ def operator_sources() -> list[Path]:
     return sorted([ROOT / "csrc/library.cpp", *ROOT.glob("csrc/*/cuda/*.cpp"), *ROOT.glob("csrc/*/cuda/*.cu")])
 
 
+def sources(*names: str) -> list[Path]:
+    """Files of csrc/ by their paths there, for a library of one operator's one pass."""
+    return [ROOT / "csrc" / name for name in names]
+
+
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 

@@ -42,6 +42,8 @@ uint32_t vote(uint32_t mask, bool yes);
 // d [M, N] = c + a [M, K] b [K, N] over the warp; every lane gives and gets fragments in PTX's layout.
 void mma_16x8x8_tf32(float* c, const uint32_t* a, const uint32_t* b);
 void wait_a_little();
+uint64_t nanoseconds();  // which pass only where threads wait for a word, a fifth of a millisecond each time
+[[noreturn]] void give_up(const char* who, uint32_t number, const char* what, const char* expected);
 [[noreturn]] void finish_thread();
 
 // --- launching

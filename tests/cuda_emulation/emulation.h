@@ -191,6 +191,11 @@ inline Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t) {
 }
 
 template <int kBytes>
+inline Words<kBytes> load_if(bool inside, const void* p) {
+  return load_stream_if<kBytes>(inside, p, 0);
+}
+
+template <int kBytes>
 inline void copy_async(void* shared, const void* p) {
   static_assert(kBytes == 4 || kBytes == 16);
   emulation::copy_async(shared, p, kBytes);
@@ -211,6 +216,9 @@ inline uint32_t load_relaxed(const uint32_t* p) { return emulation::atomic_load(
 inline uint32_t load_acquire(const uint32_t* p) { return emulation::atomic_load(p, true); }
 inline void store_relaxed(uint32_t* p, uint32_t value) { emulation::atomic_store(p, value, false); }
 inline void wait_a_little() { emulation::wait_a_little(); }
+
+inline uint64_t nanoseconds() { return emulation::nanoseconds(); }
+inline void give_up(const char* who, uint32_t number, const char* what, const char* expected) { emulation::give_up(who, number, what, expected); }
 
 inline uint32_t to_tf32(float x) {
   uint32_t bits = __float_as_uint(x);

@@ -23,6 +23,7 @@ namespace {
 constexpr int kAccessesAtOnce = 700;  // a thread that only computes is interrupted after half of these, on average
 constexpr int kSecondsOfLaunch = 120;
 constexpr int kMostShared = 227 << 10;  // of sm_90
+constexpr uint64_t kWait = 200'000;     // nanoseconds that pass when a thread waits a little: a deadlock is found after some four seconds or more
 
 struct Machine {
   Fiber outside;
@@ -33,6 +34,7 @@ struct Machine {
   int alive = 0;            // slots at work
   Time latest = 1;
   uint64_t random = 1;
+  uint64_t nanoseconds = 0;
   std::chrono::steady_clock::time_point began;
   bool faulted = false;
   std::string sentence;
@@ -184,8 +186,15 @@ void idle() {
 }
 
 void wait_a_little() {
+  machine.nanoseconds += kWait;
   idle();
   pass_on();
+}
+
+uint64_t nanoseconds() { return machine.nanoseconds; }
+
+void give_up(const char* who, uint32_t number, const char* what, const char* expected) {
+  fault(std::string(who) + ":" + std::to_string(number) + ": " + what + ": Assertion `" + expected + "` failed");
 }
 
 void finish_thread() {

@@ -17,7 +17,10 @@
 #include "common/cuda/ptx.cuh"
 #endif
 
-#include "common/dtype.h"
+#include <cstring>
+#include <type_traits>
+
+#include "../dtype.h"
 
 namespace interflow {
 
@@ -44,6 +47,63 @@ template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 template <>
 __device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+
+// Element i of an array of T in words, the first in the low half of the first.
+template <class T>
+__device__ __forceinline__ float word_element(const uint32_t* words, int i) {
+  if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(words[i]);
+  } else {
+    uint32_t word = words[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>)  // the upper half of a float
+      return __uint_as_float(i % 2 ? word & 0xffff0000u : word << 16);
+    else
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(i % 2 ? word >> 16 : word & 0xffffu)));
+  }
+}
+
+// N elements of T as the words they come in from memory: taken apart only where they are used, since the
+// compiler otherwise takes apart, and so waits for, the first of several loads before it issues the last.
+template <class T, int N>
+struct alignas(N * sizeof(T) <= 16 ? N * sizeof(T) : 16) RawVector {
+  static_assert(N * sizeof(T) % 4 == 0);
+  uint32_t words[N * sizeof(T) / 4];
+
+  __device__ __forceinline__ float element(int i) const { return word_element<T>(words, i); }
+  // In order, from element 0 on: the second of a word leaves the first.
+  __device__ __forceinline__ void set(int i, T x) {
+    if constexpr (sizeof(T) == 4) {
+      memcpy(&words[i], &x, 4);
+    } else {
+      uint16_t bits;
+      memcpy(&bits, &x, 2);
+      words[i / 2] = i % 2 ? words[i / 2] | uint32_t(bits) << 16 : uint32_t(bits);
+    }
+  }
+};
+
+// get(kFirst, v) + ... of kCount numbers as a tree of pairs, V sums side by side. A chain of equal numbers would round each time the same way.
+template <int kFirst, int kCount, int V, class Get>
+__device__ __forceinline__ void add_pairs(float (&sums)[V], Get get) {
+  if constexpr (kCount == 1) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] = get(kFirst, v);
+  } else {
+    float right[V];
+    add_pairs<kFirst, kCount / 2>(sums, get);
+    add_pairs<kFirst + kCount / 2, kCount / 2>(right, get);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] += right[v];
+  }
+}
+
+// The same of an array.
+template <int N>
+__device__ __forceinline__ float sum_of_pairs(const float (&x)[N]) {
+  float sum[1];
+  add_pairs<0, N>(sum, [&](int i, int) { return x[i]; });
+  return sum[0];
+}
 
 // A number that is not a template parameter: element i of an array of that dtype.
 __device__ __forceinline__ float load_as_float(const void* data, DType dtype, int64_t i) {

@@ -21,6 +21,8 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "capture.h"
+
 namespace interflow {
 
 // Raises where a call of CUDA's runtime failed: with what was being done, cause and, where there is one, remedy.
@@ -30,7 +32,7 @@ void check_cuda(cudaError_t error, const char* what);
 class __attribute__((visibility("hidden"))) OnDevice {
  public:
   explicit OnDevice(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {
-    check_cuda(cudaSetDevice(device_), "choosing the device of a tensor");
+    check_cuda(choose_device(device_), "choosing the device of a tensor");
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -6,7 +6,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cassert>
 #include <cstdint>
+#include <cstring>
 
 namespace interflow {
 
@@ -57,7 +59,7 @@ __device__ __forceinline__ T load_stream(const void* p, uint64_t policy) {
   return value;
 }
 
-// Bytes as they come from memory, 2 of them in the low half of a word.
+// Bytes as they come from memory, fewer than 4 of them in the low end of a word.
 template <int kBytes>
 struct Words {
   uint32_t at[(kBytes + 3) / 4];
@@ -67,7 +69,7 @@ struct Words {
 // for the first loads before it issues the last.
 template <int kBytes>
 __device__ __forceinline__ Words<kBytes> load_stream_if(bool inside, const void* p, uint64_t policy) {
-  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
   Words<kBytes> x;
   if constexpr (kBytes == 16) {
     asm("{\n .reg .pred q;\n setp.ne.b32 q, %6, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
@@ -82,10 +84,40 @@ __device__ __forceinline__ Words<kBytes> load_stream_if(bool inside, const void*
     asm("{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;\n}"
         : "=&r"(x.at[0])
         : "l"(p), "l"(policy), "r"(int(inside)));
+  } else if constexpr (kBytes == 1) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.u8 %0, [%1], %2;\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "l"(policy), "r"(int(inside)));
   } else {
     asm("{\n .reg .pred q;\n .reg .b16 h;\n setp.ne.b32 q, %3, 0;\n mov.b16 h, 0;\n @q ld.global.nc.L1::no_allocate.L2::cache_hint.u16 h, [%1], %2;\n cvt.u32.u16 %0, h;\n}"
         : "=&r"(x.at[0])
         : "l"(p), "l"(policy), "r"(int(inside)));
+  }
+  return x;
+}
+
+// The same with L2's usual policy: on sm_80 to sm_89 a policy takes two registers.
+template <int kBytes>
+__device__ __forceinline__ Words<kBytes> load_if(bool inside, const void* p) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  Words<kBytes> x;
+  if constexpr (kBytes == 16) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+        " @q ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1]), "=&r"(x.at[2]), "=&r"(x.at[3])
+        : "l"(p), "r"(int(inside)));
+  } else if constexpr (kBytes == 8) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n @q ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];\n}"
+        : "=&r"(x.at[0]), "=&r"(x.at[1])
+        : "l"(p), "r"(int(inside)));
+  } else if constexpr (kBytes == 4) {
+    asm("{\n .reg .pred q;\n setp.ne.b32 q, %2, 0;\n mov.b32 %0, 0;\n @q ld.global.nc.L1::no_allocate.u32 %0, [%1];\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "r"(int(inside)));
+  } else {
+    asm("{\n .reg .pred q;\n .reg .b16 h;\n setp.ne.b32 q, %2, 0;\n mov.b16 h, 0;\n @q ld.global.nc.L1::no_allocate.u16 h, [%1];\n cvt.u32.u16 %0, h;\n}"
+        : "=&r"(x.at[0])
+        : "l"(p), "r"(int(inside)));
   }
   return x;
 }
@@ -200,6 +232,16 @@ __device__ __forceinline__ void store_relaxed(uint32_t* p, uint32_t value) {
 }
 // Inside a loop that waits for a counter: lets others run.
 __device__ __forceinline__ void wait_a_little() { __nanosleep(20); }
+
+// --- a wait that never ends ------------------------------------------------------------------------------------------------------
+// A clock of the whole GPU, in nanoseconds; it moves once in about a microsecond.
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+// Traps. The driver prints "<who>:<number>: <what>: block: [..], thread: [..] Assertion `<expected>` failed.", and CUDA calls return cudaErrorAssert from then on.
+__device__ __forceinline__ void give_up(const char* who, uint32_t number, const char* what, const char* expected) { __assert_fail(expected, who, number, what); }
 
 // --- matrix instructions -----------------------------------------------------------------------------------------------------
 // The TF32 number nearest to x (10 bits of mantissa, ties away from zero), as the bits of a float.

@@ -54,7 +54,7 @@ cudaError_t launch_head_scores(const HeadBackward& P, cudaStream_t stream) {
 }
 
 cudaError_t launch_head_products(const HeadBackward& P, cudaStream_t stream) {
-  constexpr int bytes = 4 * (kPooledFloats > kWeightFloats ? kPooledFloats : kWeightFloats);
+  int floats = weight_tiles(P) ? weight_floats(P.tail) : 0, bytes = 4 * (floats > kPooledFloats ? floats : kPooledFloats);
   return launch_blocks(interflow_head_products_kernel, P, pooled_tiles(P) + weight_tiles(P), bytes, stream);
 }
 

@@ -42,61 +42,85 @@ __device__ __forceinline__ void each_term(int terms, unsigned count, Value value
   }
 }
 
-// 32 classes of one stage: a lane has a class, the warps share images and terms.
-__device__ __forceinline__ void class_block(const HeadBackward& P, int64_t number, int i, bool attention, float* scratch) {
-  const HeadTail& T = P.tail;
-  int n = T.count, klass = threadIdx.x % kEpilogueClasses, reader = threadIdx.x / kEpilogueClasses;
-  int64_t k = number * kEpilogueClasses + klass, K = T.classes;
-  bool inside = k < K, gated = T.mode == Attention::Gated, by_class = T.mode == Attention::Classwise || T.mode == Attention::Folded;
-  bool sum_ds = P.dbias && (P.dscores || P.dbranches.data), sum_dy = P.dy.data && !gated;
-  float a = P.dbias && inside && scales_dy(P) ? stage_weight(T, i, k) : 1.0f, bias = 0;
+// Sums of one class: of dA's terms, of dy and of ds.
+struct ClassSums {
+  float da, dy, ds;
+};
 
-  // Own share of three sums: of dA's terms, of dy and of ds
-  float da = 0, dy = 0, ds = 0;
-  if (!gated && P.dattention_weight && inside) {
+// A thread's class, and which sums are wanted.
+struct ClassPlace {
+  int stage, lane, reader;
+  int64_t block, k;
+  bool inside, sum_dy, sum_ds;
+  float a;  // A[i, k], where ds scales dy
+
+  __device__ __forceinline__ ClassPlace(const HeadBackward& P, int64_t number, int i)
+      : stage(i), lane(threadIdx.x % kEpilogueClasses), reader(threadIdx.x / kEpilogueClasses), block(number), k(number * kEpilogueClasses + lane),
+        inside(k < P.tail.classes), sum_dy(P.dy.data && P.tail.mode != Attention::Gated), sum_ds(P.dbias && (P.dscores || P.dbranches.data)),
+        a(P.dbias && inside && scales_dy(P) ? stage_weight(P.tail, i, k) : 1.0f) {}
+};
+
+// A reader's share of its class's sums: eight numbers as a tree, trees in double precision.
+__device__ __forceinline__ ClassSums sums_of_reader(const HeadBackward& P, const ClassPlace& at) {
+  const HeadTail& T = P.tail;
+  int64_t K = T.classes;
+  double da = 0, dy = 0, ds = 0;
+  float x[kEpilogueRows];
+  if (at.inside && T.mode != Attention::Gated && P.dattention_weight) {
     bool products = P.product_terms;
-    const float* terms = products ? P.product_terms + int64_t(P.weight_tiles[i]) * K + k : P.score_terms + int64_t(i) * K + k;
-    int64_t stride = products ? K : n * K;
-    int count = products ? P.weight_tiles[i + 1] - P.weight_tiles[i] : int(ceil_div(T.batch, kTileImages));
-#pragma unroll 4
-    for (int t = reader; t < count; t += kReaders) da += terms[t * stride];
-    if (products && T.bias.data) bias = parameter(T.bias, i * K + k);
-  }
-  if (inside && (sum_dy || sum_ds)) {
+    const float* terms = products ? P.product_terms + int64_t(P.weight_tiles[at.stage]) * K + at.k : P.score_terms + int64_t(at.stage) * K + at.k;
+    int64_t stride = products ? K : T.count * K;
+    int count = products ? P.weight_tiles[at.stage + 1] - P.weight_tiles[at.stage] : int(ceil_div(T.batch, kTileImages));
 #pragma unroll 1
-    for (int64_t b = reader; b < T.batch; b += kReaders * kEpilogueRows) {
+    for (int t = at.reader; t < count; t += kReaders * kEpilogueRows) {
+      strided_elements(x, {terms, DType::F32}, t * stride, kReaders * stride, (count - t + kReaders - 1) / kReaders);
+      da += sum_of_pairs(x);
+    }
+  }
+  if (at.inside && (at.sum_dy || at.sum_ds)) {
+#pragma unroll 1
+    for (int64_t b = at.reader; b < T.batch; b += kReaders * kEpilogueRows) {
       int64_t left = ceil_div(T.batch - b, kReaders);
       int count = left < kEpilogueRows ? int(left) : kEpilogueRows;
-      float x[kEpilogueRows];
-      if (sum_dy) {
-        strided_elements(x, P.dy, b * K + k, kReaders * K, count);
-#pragma unroll
-        for (int r = 0; r < kEpilogueRows; ++r) dy += x[r];
+      if (at.sum_dy) {
+        strided_elements(x, P.dy, b * K + at.k, kReaders * K, count);
+        dy += sum_of_pairs(x);
       }
-      if (sum_ds) {
-        score_gradients(x, P, b, kReaders, count, i, k, a);
-#pragma unroll
-        for (int r = 0; r < kEpilogueRows; ++r) ds += x[r];
+      if (at.sum_ds) {
+        score_gradients(x, P, b, kReaders, count, at.stage, at.k, at.a);
+        ds += sum_of_pairs(x);
       }
     }
   }
-  scratch[threadIdx.x] = da, scratch[kHeadThreads + threadIdx.x] = dy, scratch[2 * kHeadThreads + threadIdx.x] = ds;
+  return {float(da), float(dy), float(ds)};
+}
+
+// 32 classes of one stage: a lane has a class, the warps share images and terms.
+__device__ __forceinline__ void class_block(const HeadBackward& P, int64_t number, int i, bool attention, float* scratch) {
+  const HeadTail& T = P.tail;
+  ClassPlace at(P, number, i);
+  int n = T.count;
+  int64_t k = at.k, K = T.classes;
+  ClassSums own = sums_of_reader(P, at);
+  scratch[threadIdx.x] = own.da, scratch[kHeadThreads + threadIdx.x] = own.dy, scratch[2 * kHeadThreads + threadIdx.x] = own.ds;
   __syncthreads();
-  if (reader != 0) return;
+  if (at.reader != 0) return;
 
   // All readers'
-  da = dy = ds = 0;
+  auto all = [&](int which) {
+    float shares[kReaders];
 #pragma unroll
-  for (int r = 0; r < kReaders; ++r) {
-    const float* share = scratch + r * kEpilogueClasses + klass;
-    da += share[0], dy += share[kHeadThreads], ds += share[2 * kHeadThreads];
-  }
-  da = fmaf(bias, dy, da);
-  if (inside && P.dbias) store_float(P.dbias, T.bias.dtype, i * K + k, sum_ds ? ds : a * dy);
+    for (int r = 0; r < kReaders; ++r) shares[r] = scratch[which * kHeadThreads + r * kEpilogueClasses + at.lane];
+    return sum_of_pairs(shares);
+  };
+  float da = all(0), dy = all(1), ds = all(2);
+  bool gated = T.mode == Attention::Gated, by_class = T.mode == Attention::Classwise || T.mode == Attention::Folded;
+  if (at.inside && P.dattention_weight && P.product_terms && T.bias.data) da = fmaf(parameter(T.bias, i * K + k), dy, da);
+  if (at.inside && P.dbias) store_float(P.dbias, T.bias.dtype, i * K + k, at.sum_ds ? ds : at.a * dy);
   if (!attention || gated) return;
   if (by_class) {
-    if (inside && P.dattention_weight) store_float(P.dattention_weight, T.attention_weight.dtype, i * K + k, da);
-    if (inside && P.dattention_bias && i == 0) store_float(P.dattention_bias, T.attention_bias.dtype, k, dy);
+    if (at.inside && P.dattention_weight) store_float(P.dattention_weight, T.attention_weight.dtype, i * K + k, da);
+    if (at.inside && P.dattention_bias && i == 0) store_float(P.dattention_bias, T.attention_bias.dtype, k, dy);
     return;
   }
 
@@ -107,8 +131,8 @@ __device__ __forceinline__ void class_block(const HeadBackward& P, int64_t numbe
     dy += __shfl_xor_sync(~0u, dy, distance);
   }
   int64_t shares = epilogue_shares(T);
-  if (klass == 0) P.epilogue_terms[i * shares + number] = da;
-  if (klass == 0 && i == 0) P.epilogue_terms[n * shares + number] = dy;
+  if (at.lane == 0) P.epilogue_terms[i * shares + number] = da;
+  if (at.lane == 0 && i == 0) P.epilogue_terms[n * shares + number] = dy;
 }
 
 // A block of stage and 32 classes; of the gates' terms it has an equal part of all tiles. The last block adds up all blocks' shares.

@@ -1,8 +1,18 @@
 // interflow_head on a GPU: check, guard, schedule, allocate, params, one launch, return.
+#include <cstdlib>
+
 #include "interflow_head/cuda/host.h"
 
 namespace interflow {
 namespace {
+
+// INTERFLOW_WATCHDOG=1: a kernel that waits too long for another block traps and says for what, instead of hanging.
+bool watchdog_asked() {
+  const char* text = std::getenv("INTERFLOW_WATCHDOG");
+  if (!text || !*text) return false;
+  STD_TORCH_CHECK((text[0] == '0' || text[0] == '1') && !text[1], "INTERFLOW_WATCHDOG must be 0 or 1, got '", text, "'");
+  return text[0] == '1';
+}
 
 std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& features, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
                                                   const OptionalTensor& attention_bias, const std::string& attention, const std::vector<int64_t>& pool_size, bool need_branches,
@@ -60,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   P.counters = counters(on.device(), on.stream(), P.schedule.counters());
   P.y = writable(y);
   P.stream = bytes > l2_bytes() / 3 * 2;
+  P.watchdog = watchdog_asked();
 
   // Launch
   check_launch(launch_head_forward(P, on.stream()), kHead, "interflow_head_forward_kernel");

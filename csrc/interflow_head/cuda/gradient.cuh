@@ -8,9 +8,14 @@ namespace interflow {
 template <int N>
 __device__ __forceinline__ void strided_elements(float (&x)[N], const Parameter& p, int64_t first, int64_t step, int count) {
   auto load = [&](auto* data) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    constexpr int kBytes = int(sizeof(T));
     data += first;
+    Words<kBytes> raw[N];
 #pragma unroll
-    for (int r = 0; r < N; ++r) x[r] = r < count ? to_float(data[r * step]) : 0.0f;
+    for (int r = 0; r < N; ++r, data += step) raw[r] = load_if<kBytes>(r < count, data);
+#pragma unroll
+    for (int r = 0; r < N; ++r) x[r] = word_element<T>(raw[r].at, 0);
   };
   switch (p.dtype) {
     case DType::BF16: load(static_cast<const __nv_bfloat16*>(p.data)); break;
@@ -42,25 +47,39 @@ __device__ __forceinline__ void score_gradients(float (&ds)[N], const HeadBackwa
 #pragma unroll
     for (int r = 0; r < N; ++r) ds[r] = r < count ? a * ds[r] : 0.0f;
     if (!P.dbranches.data) return;
-    float z[N];
-    strided_elements(z, P.dbranches, place, stride, count);
+    constexpr int kAtOnce = N < 8 ? N : 8;  // more would take more registers than there are
 #pragma unroll
-    for (int r = 0; r < N; ++r) ds[r] += z[r];
+    for (int done = 0; done < N; done += kAtOnce) {
+      float z[kAtOnce];
+      strided_elements(z, P.dbranches, place + done * stride, stride, count - done);
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) ds[done + r] += z[r];
+    }
     return;
   }
   strided_elements(ds, P.dbranches, place, stride, count);
 }
 
-// The sum of f(p) over p < count by eight lanes side by side, in one order, for all of them. By whole warps only.
+// The sum of f(p) over p < count by eight lanes side by side, in one order, for all of them; eight numbers as a tree, trees in double precision. By
+// whole warps only.
 constexpr int kAdders = 8;
 template <class F>
 __device__ __forceinline__ float sum_by_eight(unsigned count, F f) {
-  float sum = 0;
-#pragma unroll 8
-  for (unsigned p = threadIdx.x % kAdders; p < count; p += kAdders) sum += f(p);
+  constexpr unsigned kAtOnce = 8;
+  double sum = 0;
+#pragma unroll 1
+  for (unsigned p = threadIdx.x % kAdders; p < count; p += kAtOnce * kAdders) {
+    float x[kAtOnce];
 #pragma unroll
-  for (int distance = kAdders / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-  return sum;
+    for (unsigned u = 0; u < kAtOnce; ++u) x[u] = f(min(p + u * kAdders, count - 1));  // without a branch, so that all loads are on their way together
+#pragma unroll
+    for (unsigned u = 0; u < kAtOnce; ++u) x[u] = p + u * kAdders < count ? x[u] : 0.0f;
+    sum += sum_of_pairs(x);
+  }
+  float all = float(sum);
+#pragma unroll
+  for (int distance = kAdders / 2; distance > 0; distance /= 2) all += __shfl_xor_sync(~0u, all, distance);
+  return all;
 }
 
 }  // namespace interflow

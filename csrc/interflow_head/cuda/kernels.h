@@ -6,6 +6,7 @@
 
 namespace interflow {
 
+constexpr int kWarps = kHeadThreads / 32;
 constexpr int kBlockColumns = 32;  // columns of pooled and weight that a warp multiplies at a time
 
 // A small contiguous parameter in its own dtype; null where it does not exist.
@@ -42,6 +43,7 @@ struct HeadForward {
   void* branches;      // [B, n, K] or null
   DType out;
   bool stream;         // maps larger than the L2 cache
+  bool watchdog;       // a wait of more than two seconds traps
 
   // Whether branch scores are wanted, or make the gates.
   INTERFLOW_HOST_DEVICE bool by_branch() const { return branches || tail.mode == Attention::Gated; }

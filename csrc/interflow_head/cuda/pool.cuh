@@ -1,4 +1,8 @@
 // Pooling: one unit of one stage, its sums into pooled, or into partial sums that the last of its parts to arrive adds up.
+//
+// Every sum is a tree of pairs or in double precision: a chain of equal numbers in fp32 would round each time the same way.
+// Whoever waits for a unit is told of it once the loads of the block's next unit are on their way, so that fence, atomics and their latency
+// lie beside these loads.
 #pragma once
 #include <type_traits>
 
@@ -8,7 +12,8 @@
 namespace interflow {
 
 constexpr int kLogWarp = 5;
-constexpr int kPoolSharedFloats = 8 * kHeadThreads;
+constexpr int kUnitFloats = 8 * kHeadThreads;                      // sums of a unit
+constexpr int kPoolSharedFloats = kUnitFloats + 2 * 4 * kHeadThreads;  // behind them sums of readers of a meeting, in double precision
 
 // The window of a unit's bin: an origin in elements from the item's first, rows and columns.
 struct Window {
@@ -23,48 +28,43 @@ __device__ __forceinline__ Window window_of(const Stage& map, uint32_t bin) {
   return {h * map.stride_h + w * map.stride_w, map.stride_h, map.stride_w, int(window_end(i, map.bins_h, map.height) - h), int(window_end(j, map.bins_w, map.width) - w)};
 }
 
-// Adds the V elements that words hold.
-template <class T, int V>
-__device__ __forceinline__ void add_words(float (&sums)[V], const Words<V * int(sizeof(T))>& words) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    if constexpr (sizeof(T) == 4) {
-      sums[v] += __uint_as_float(words.at[v]);
-    } else {
-      uint32_t pair = words.at[v / 2];
-      if constexpr (std::is_same_v<T, __nv_bfloat16>)  // the upper half of a float
-        sums[v] += __uint_as_float(v % 2 ? pair & 0xffff0000u : pair << 16);
-      else
-        sums[v] += __half2float(__ushort_as_half(static_cast<unsigned short>(v % 2 ? pair >> 16 : pair & 0xffffu)));
-    }
-  }
-}
-
-// Adds a thread's steps to sums, in order: all loads, then their sums. For whole vectors at one stride, the case that has to be fast.
+// A thread's steps, summed: all loads, then their sums. For whole vectors at one stride, the case that has to be fast.
 template <class T, int V, class AfterLoads>
 __device__ __forceinline__ void add_flat_steps(float (&sums)[V], const T* item, int64_t stride, const StageSchedule& plan, int first, int steps, uint64_t policy, AfterLoads after_loads) {
+  constexpr int kBytes = V * int(sizeof(T));
   const T* p = item + first * stride;
   int64_t next = stride << plan.log_steppers;
-  Words<V * int(sizeof(T))> x[kSteps];
+  Words<kBytes> x[kSteps];
 #pragma unroll
-  for (int u = 0; u < kSteps; ++u, p += next) x[u] = load_stream_if<V * int(sizeof(T))>(first + (u << plan.log_steppers) < steps, p, policy);
+  for (int u = 0; u < kSteps; ++u, p += next) x[u] = load_stream_if<kBytes>(first + (u << plan.log_steppers) < steps, p, policy);
   after_loads();
-#pragma unroll
-  for (int u = 0; u < kSteps; ++u) add_words<T, V>(sums, x[u]);
+  add_pairs<0, kSteps>(sums, [&](int u, int v) { return word_element<T>(x[u].at, v); });
 }
 
-// The same elements in the same order, one by one, by any strides.
+// The same elements in the same tree, one by one, by any strides.
 template <class T, int V>
 __device__ __forceinline__ void add_any_steps(float (&sums)[V], const T* item, const Window& window, const StageSchedule& plan, int first, int steps, uint64_t policy) {
+  constexpr int kLevels = 4;
+  static_assert(1 << kLevels == kSteps);
   int64_t flat_stride = plan.pixels || V == 1 ? window.step_stride : V;
+  float left[kLevels][V] = {};  // of level l: the sum of 2^l steps that waits for its right half
 #pragma unroll 1
   for (int done = 0; done < kSteps; ++done) {
-    int step = first + (done << plan.log_steppers);
-    if (step >= steps) break;
-    int row = step / window.columns;
+    int step = first + (done << plan.log_steppers), row = step / window.columns;
     const T* p = item + (plan.flat ? step * flat_stride : row * window.row_stride + (step - row * window.columns) * window.step_stride);
 #pragma unroll
-    for (int v = 0; v < V; ++v) sums[v] += to_float(load_stream<T>(p + v, policy));
+    for (int v = 0; v < V; ++v) sums[v] = step < steps ? to_float(load_stream<T>(p + v, policy)) : 0.0f;
+    bool is_right = true;
+#pragma unroll
+    for (int l = 0; l < kLevels; ++l) {
+      bool waits = is_right && !(done >> l & 1);
+      is_right = is_right && (done >> l & 1);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (waits) left[l][v] = sums[v];
+        if (is_right) sums[v] = left[l][v] + sums[v];
+      }
+    }
   }
 }
 
@@ -115,34 +115,31 @@ __device__ __forceinline__ void store_mean(const HeadForward& P, const Stage& ma
   if (to.inside) P.pooled[to.image * P.tail.width + map.column + to.channel * bins + unit.bin] = sum / float(window.rows * window.columns);
 }
 
-// Adds up all parts of a meeting, N columns a thread: up to 8 readers share the parts, then one thread a column adds up the readers.
+// Sums of all parts of a meeting, [width] by the first threads, in shared memory: N columns a thread, up to 8 readers share the parts.
 template <int N>
-__device__ __forceinline__ void add_parts(const float* parts, int count, int width, float* shared) {
+__device__ __forceinline__ double add_parts(const float* parts, int count, int width, double* shared) {
   constexpr int kAtOnce = 4;
   int columns = width / N, readers = min(8, kHeadThreads / columns), reader = threadIdx.x / columns, column = (threadIdx.x - reader * columns) * N;
   if (reader < readers) {
-    Vector<float, N> sum{};
+    double sum[N] = {};
+#pragma unroll 1
     for (int part = reader; part < count; part += kAtOnce * readers) {
       Vector<float, N> x[kAtOnce];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        x[u] = {};
-        if (part + u * readers < count) x[u] = load_shared_result(reinterpret_cast<const Vector<float, N>*>(parts + int64_t(part + u * readers) * width + column));
-      }
+      for (int u = 0; u < kAtOnce; ++u) x[u] = load_shared_result(reinterpret_cast<const Vector<float, N>*>(parts + int64_t(min(part + u * readers, count - 1)) * width + column));
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u)
 #pragma unroll
-        for (int n = 0; n < N; ++n) sum[n] += x[u][n];
+        for (int n = 0; n < N; ++n) sum[n] += part + u * readers < count ? x[u][n] : 0.0f;
     }
 #pragma unroll
     for (int n = 0; n < N; ++n) shared[reader * width + column + n] = sum[n];
   }
   __syncthreads();
-  if (threadIdx.x < width) {
-    float sum = 0;
+  double sum = 0;
+  if (threadIdx.x < width)
     for (int r = 0; r < readers; ++r) sum += shared[r * width + threadIdx.x];
-    shared[threadIdx.x] = sum;
-  }
+  return sum;
 }
 
 // The sums of a unit, [items, across, width] in shared, `across` warps for each item.
@@ -150,9 +147,7 @@ template <class T, int V, class AfterLoads>
 __device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedule& plan, const Stage& map, const Window& window, uint32_t group, const Unit& unit, float* shared,
                                          AfterLoads after_loads) {
   Place at(plan);
-  float sums[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) sums[v] = 0;
+  float sums[V] = {};
   Target from = target_of(P.schedule, plan, group, unit, at.item, at.lane * V);
   if (from.inside) {
     const T* item = static_cast<const T*>(map.data) + from.image * map.stride_b + from.channel * map.stride_c + window.origin;
@@ -167,9 +162,7 @@ __device__ __forceinline__ void sum_unit(const HeadForward& P, const StageSchedu
     }
   }
   if (plan.pixels) return add_steppers(sums, plan, at, shared);
-  float all[1] = {0};
-#pragma unroll
-  for (int v = 0; v < V; ++v) all[0] += sums[v];
+  float all[1] = {sum_of_pairs(sums)};
   add_steppers(all, plan, at, shared);
 }
 
@@ -184,53 +177,90 @@ __device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSch
   sum_unit<T, 1>(P, plan, map, window, group, unit, shared, after_loads);
 }
 
-// A whole unit. Every thread of the block calls it; `flag` and `slot` are words of shared memory. The next ticket is drawn once the loads are on their way,
-// and goes to *slot.
-__device__ __forceinline__ void pool(const HeadForward& P, uint32_t group, const Unit& unit, float* shared, uint32_t* flag, uint32_t* slot) {
+// A unit whose sums are in memory, of which nobody has been told: its ticket; its parts, 0 where there is no unit; the counter of its meeting, or
+// of its group's events where it is whole.
+struct Untold {
+  uint32_t ticket, parts;
+  uint32_t* counter;
+};
+
+// Tells of it, after a barrier behind what was stored; by one thread. True where this is the last of the parts to arrive.
+__device__ __forceinline__ bool tell(const Untold& unit) {
+  if (unit.parts == 0) return false;
+  if (unit.parts == 1) {
+    atomic_add_release(unit.counter, 1);
+    return false;
+  }
+  bool last = atomic_add_acq_rel(unit.counter, 1) + 1 == unit.parts;
+  if (last) store_relaxed(unit.counter, 0);
+  return last;
+}
+
+__device__ __forceinline__ float* parts_of(const HeadForward& P, uint32_t group, const Unit& unit) {
+  const StageSchedule& plan = P.schedule.stages[unit.stage];
+  return P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.meeting) * plan.parts * plan.width();
+}
+
+// The parts of a unit, all there, become means. Every thread of the block calls it, behind a barrier that tell() came before.
+__device__ __forceinline__ void meet(const HeadForward& P, uint32_t number, float* shared) {
+  Ticket ticket = P.schedule.ticket(number);
+  Unit unit = P.schedule.unit(ticket.group, ticket.index);
+  const StageSchedule& plan = P.schedule.stages[unit.stage];
+  const Stage& map = P.maps[unit.stage];
+  const float* parts = parts_of(P, ticket.group, unit);
+  double* readers = reinterpret_cast<double*>(shared + kUnitFloats);
+  int width = plan.width();
+  double sum = width >= 4 ? add_parts<4>(parts, plan.parts, width, readers) : add_parts<1>(parts, plan.parts, width, readers);
+  if (threadIdx.x < width) store_mean(P, map, target_of(P.schedule, plan, ticket.group, unit, 0, threadIdx.x), unit, float(sum), window_of(map, unit.bin));
+  __syncthreads();
+  if (threadIdx.x == 0) atomic_add_release(P.counters + P.schedule.done_counter(ticket.group), 1);
+}
+
+// Tells of a unit behind which the block has no other to load. Every thread of the block calls it, behind a barrier.
+__device__ __forceinline__ void settle(const HeadForward& P, Untold& before, float* shared, uint32_t* flag) {
+  if (before.parts == 0) return;
+  if (threadIdx.x == 0) *flag = tell(before);
+  __syncthreads();
+  if (*flag) meet(P, before.ticket, shared);
+  before.parts = 0;
+}
+
+// A whole unit. Every thread of the block calls it; `flag` and `slot` are words of shared memory. Once its loads are on their way the next ticket is
+// drawn, which goes to *slot, and `before` is told of; then that is this one.
+__device__ __forceinline__ void pool(const HeadForward& P, uint32_t number, uint32_t group, const Unit& unit, Untold& before, float* shared, uint32_t* flag, uint32_t* slot) {
   const StageSchedule& plan = P.schedule.stages[unit.stage];
   const Stage& map = P.maps[unit.stage];
   Window window = window_of(map, unit.bin);
   uint32_t next = 0;
   auto after_loads = [&] {
-    if (threadIdx.x == 0) next = draw_ticket(P.counters + HeadSchedule::kNext);
+    if (threadIdx.x != 0) return;
+    next = draw_ticket(P.counters + HeadSchedule::kNext);
+    *flag = tell(before);
   };
   switch (map.dtype) {
     case DType::BF16: sum_unit_of<__nv_bfloat16>(P, plan, map, window, group, unit, shared, after_loads); break;
     case DType::F16: sum_unit_of<__half>(P, plan, map, window, group, unit, shared, after_loads); break;
     default: sum_unit_of<float>(P, plan, map, window, group, unit, shared, after_loads); break;
   }
-
-  if (threadIdx.x == 0) *slot = next;
+  bool meets = *flag;
 
   // Out: means, or this part of them
   int log_width = plan.log_width(), width = 1 << log_width, across = max(1, 1 << (plan.log_steppers + plan.log_lanes) >> kLogWarp);
-  float* parts = P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.meeting) * plan.parts * width;
   for (int o = threadIdx.x; o < plan.items() << log_width; o += kHeadThreads) {
     int item = o >> log_width, n = o & (width - 1);
-    float sum = 0;
-    for (int a = 0; a < across; ++a) sum += shared[(item * across + a) * width + n];
+    float shares[kWarps];
+#pragma unroll
+    for (int a = 0; a < kWarps; ++a) shares[a] = a < across ? shared[(item * across + a) * width + n] : 0.0f;
+    float sum = sum_of_pairs(shares);
     if (plan.parts == 1)
       store_mean(P, map, target_of(P.schedule, plan, group, unit, item, n), unit, sum, window);
     else
-      parts[int64_t(unit.part) * width + n] = sum;
+      parts_of(P, group, unit)[int64_t(unit.part) * width + n] = sum;
   }
-  __syncthreads();
-
-  // Meet the other parts
-  if (plan.parts > 1) {
-    if (threadIdx.x == 0) {
-      uint32_t* counter = P.counters + P.schedule.meeting_counter(group, unit.counter);
-      bool last = atomic_add_acq_rel(counter, 1) + 1 == uint32_t(plan.parts);
-      if (last) store_relaxed(counter, 0);
-      *flag = last;
-    }
-    __syncthreads();
-    if (!*flag) return;
-    width >= 4 ? add_parts<4>(parts, plan.parts, width, shared) : add_parts<1>(parts, plan.parts, width, shared);
-    if (threadIdx.x < width) store_mean(P, map, target_of(P.schedule, plan, group, unit, 0, threadIdx.x), unit, shared[threadIdx.x], window);
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) atomic_add_release(P.counters + P.schedule.done_counter(group), 1);
+  if (meets) meet(P, before.ticket, shared);
+  int64_t counter = plan.parts == 1 ? P.schedule.done_counter(group) : P.schedule.meeting_counter(group, unit.counter);
+  before = {number, uint32_t(plan.parts), P.counters + counter};
+  if (threadIdx.x == 0) *slot = next;
 }
 
 }  // namespace interflow

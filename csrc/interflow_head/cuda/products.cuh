@@ -1,8 +1,8 @@
 // Backward, second kernel: tiles of dp_i = ds_i W_i, whose inner index is the class, and of dW_i = ds_i^T p_i, whose inner index is the image.
 //
 // dp with weights in bf16 or fp16 goes through the tensor cores: they are TF32 numbers exactly, and ds is split into two of those, as pooled is in the
-// forward tail. All else goes through multiply-adds. Every loop issues a batch of loads before it uses the first. The order of dp's sums depends on K
-// alone, that of dW's on B.
+// forward tail. All else goes through multiply-adds. Every loop issues a batch of loads before it uses the first, and takes apart what came only where it
+// is used. The order of dp's sums depends on K alone, that of dW's on B.
 #pragma once
 #include "interflow_head/cuda/gradient.cuh"
 
@@ -22,16 +22,19 @@ __device__ __forceinline__ ColumnTile columns_of(const HeadTail& T, const int (&
 // N of a row's elements from column d on. Whole: as one vector, and another one of the same stage where d is beyond its end, for columns that nobody
 // stores; else element by element, 0 beyond the end. 0 where `inside` is false.
 template <bool Whole, int N, class W>
-__device__ __forceinline__ Vector<W, N> row_elements(const W* row, int d, int end, bool inside) {
-  Vector<W, N> x;
-#pragma unroll
-  for (int e = 0; e < N; ++e) x[e] = from_float<W>(0.0f);
+__device__ __forceinline__ RawVector<W, N> row_elements(const W* row, int d, int end, bool inside) {
+  RawVector<W, N> x;
   if constexpr (Whole) {
-    if (inside) x = *reinterpret_cast<const Vector<W, N>*>(row + min(d, end - N));
+    auto words = load_if<N * int(sizeof(W))>(inside, row + min(d, end - N));
+#pragma unroll
+    for (int i = 0; i < N * int(sizeof(W)) / 4; ++i) x.words[i] = words.at[i];
   } else {
 #pragma unroll
-    for (int e = 0; e < N; ++e)
-      if (inside && d + e < end) x[e] = row[d + e];
+    for (int e = 0; e < N; ++e) {
+      W one = from_float<W>(0.0f);
+      if (inside && d + e < end) one = row[d + e];
+      x.set(e, one);
+    }
   }
   return x;
 }
@@ -89,7 +92,7 @@ struct TensorPooledProduct {
     int lane = threadIdx.x % kWarp, classes = int(T.classes);
     k += lane % 4;
     const W* from = static_cast<const W*>(T.weight) + k * T.width;
-    Vector<W, 4> w[kSteps][2];
+    RawVector<W, 4> w[kSteps][2];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
 #pragma unroll
@@ -108,7 +111,7 @@ struct TensorPooledProduct {
       }
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
-        uint32_t b[2] = {__float_as_uint(to_float(w[s][0][t])), __float_as_uint(to_float(w[s][1][t]))};
+        uint32_t b[2] = {__float_as_uint(w[s][0].element(t)), __float_as_uint(w[s][1].element(t))};
         float c[4] = {};
         mma_16x8x8_tf32(c, low, b);
         mma_16x8x8_tf32(c, high, b);
@@ -133,7 +136,7 @@ struct PooledProduct<float, Whole> {
 
   static __device__ __forceinline__ void add(float (&sums)[16], const HeadTail& T, const ColumnTile& at, int k, const float* ds) {
     const float* from = static_cast<const float*>(T.weight) + k * T.width;
-    Vector<float, 4> w[kClasses];
+    RawVector<float, 4> w[kClasses];
 #pragma unroll
     for (int c = 0; c < kClasses; ++c, from += T.width) w[c] = row_elements<Whole, 4>(from, at.begin + column(0), at.end, k + c < int(T.classes));
 #pragma unroll
@@ -142,7 +145,7 @@ struct PooledProduct<float, Whole> {
       for (int q = 0; q < 4; ++q) {
         float x = ds[row(q) * kPitch + c];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums[4 * q + e] = fmaf(x, w[c][e], sums[4 * q + e]);
+        for (int e = 0; e < 4; ++e) sums[4 * q + e] = fmaf(x, w[c].element(e), sums[4 * q + e]);
       }
   }
 };
@@ -151,14 +154,14 @@ struct PooledProduct<float, Whole> {
 __device__ __forceinline__ void stage_chunk(const HeadBackward& P, const PooledPlace& place, int k0, float* scratch) {
   const HeadTail& T = P.tail;
   int element = T.weight_dtype == DType::F32 ? 4 : 2, classes = int(T.classes);
-#pragma unroll
+#pragma unroll 1
   for (int k = threadIdx.x; k < kChunk; k += kHeadThreads)
     prefetch_l2(static_cast<const char*>(T.weight) + (min(k0 + k, classes - 1) * T.width + place.columns.begin) * element);
   bool by_class = scales_dy(P) && T.mode == Attention::Classwise;
 #pragma unroll 1
   for (int k = threadIdx.x; k < kChunk; k += kHeadThreads) {
     bool inside = k0 + k < classes;
-    float ds[kProductImages], a = by_class && inside ? stage_weight(T, place.columns.stage, k0 + k) : place.a;
+    float ds[kProductImages], a = by_class && inside ? parameter(T.attention_weight, place.columns.stage * T.classes + k0 + k) : place.a;
     score_gradients(ds, P, place.first, 1, inside ? place.images : 0, place.columns.stage, k0 + k, a);
 #pragma unroll
     for (int r = 0; r < kProductImages; ++r) scratch[r * kPitch + k] = ds[r];
@@ -227,28 +230,49 @@ __device__ __forceinline__ void pooled_tile(const HeadBackward& P, unsigned numb
 
 // --- dW: 64 classes and 128 columns ------------------------------------------------------------------------------------------
 
-constexpr int kBatchChunk = 64;  // images whose ds is in shared memory, [images, 64 classes]; behind it A of the tile's classes
-constexpr int kWeightFloats = (kBatchChunk + 1) * kWeightClasses;
-constexpr int kRows = 8;         // images whose pooled values a lane loads at once
+constexpr int kBatchChunk = 64;                // images whose ds is in shared memory, [64 classes, images]; behind it A of the tile's classes
+constexpr int kBatchPitch = kBatchChunk + 4;
+constexpr int kFactorsAt = kWeightClasses * kBatchPitch, kTotalsAt = kFactorsAt + kWeightClasses;
+constexpr int kRows = 8;                       // images whose pooled values a lane loads at once
+constexpr int kChunksToTotal = 4;              // chunks whose sums go to totals in shared memory, where there are more
+
+// A long batch is summed in three storeys: 8 images, 256 images, all: a chain of thousands of equal products would round each time the same way.
+__device__ __host__ __forceinline__ bool has_totals(const HeadTail& T) { return T.batch > kBatchChunk * kChunksToTotal; }
+inline int weight_floats(const HeadTail& T) { return kTotalsAt + (has_totals(T) ? 8 * 4 * kHeadThreads : 0); }
 
 // Products of a chunk of images. The warps share the classes; a lane has 8 of them and 4 columns.
 template <bool Whole>
 __device__ __forceinline__ void add_images(float (&sums)[8][4], const HeadTail& T, int b0, int chunk, int d, int end, const float* own) {
 #pragma unroll 1
   for (int b = 0; b < chunk; b += kRows) {
-    Vector<float, 4> p[kRows];
+    RawVector<float, 4> p[kRows];
     const float* row = T.pooled + int64_t(b0 + b) * T.width;
 #pragma unroll
     for (int r = 0; r < kRows; ++r, row += T.width) p[r] = row_elements<Whole, 4>(row, d, end, b + r < chunk);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const float* ds = own + (b + r) * kWeightClasses;
-      Vector<float, 4> four[2] = {*reinterpret_cast<const Vector<float, 4>*>(ds), *reinterpret_cast<const Vector<float, 4>*>(ds + 4)};
+    for (int c = 0; c < 8; ++c) {
+      const float* ds = own + c * kBatchPitch + b;
+      Vector<float, 4> of_images[2] = {*reinterpret_cast<const Vector<float, 4>*>(ds), *reinterpret_cast<const Vector<float, 4>*>(ds + 4)};
 #pragma unroll
-      for (int c = 0; c < 8; ++c)
+      for (int e = 0; e < 4; ++e) {
+        float sum = of_images[0][0] * p[0].element(e);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums[c][e] = fmaf(four[c / 4][c % 4], p[r][e], sums[c][e]);
+        for (int r = 1; r < kRows; ++r) sum = fmaf(of_images[r / 4][r % 4], p[r].element(e), sum);
+        sums[c][e] += sum;
+      }
     }
+  }
+}
+
+// A thread's totals in shared memory: sums go there and start again; at the end they come back.
+__device__ __forceinline__ void add_to_totals(float (&sums)[8][4], float* totals, bool is_first, bool is_last) {
+#pragma unroll
+  for (int i = 0; i < 8 * 4; ++i) {
+    float& sum = sums[i / 4][i % 4];
+    float* total = totals + i * kHeadThreads + threadIdx.x;
+    float all = is_first ? sum : *total + sum;
+    if (!is_last) *total = all;
+    sum = is_last ? all : 0.0f;
   }
 }
 
@@ -257,7 +281,7 @@ template <class W, bool Whole>
 __device__ __forceinline__ void finish_weight(const float (&sums)[8][4], const HeadBackward& P, unsigned tile, int k, int d, int end, const float* factors) {
   const HeadTail& T = P.tail;
   if (P.product_terms) {
-    Vector<W, 4> w[8];
+    RawVector<W, 4> w[8];
 #pragma unroll
     for (int c = 0; c < 8; ++c) w[c] = row_elements<Whole, 4>(static_cast<const W*>(T.weight) + (k + c) * T.width, d, end, k + c < int(T.classes) && d < end);
 #pragma unroll
@@ -265,7 +289,7 @@ __device__ __forceinline__ void finish_weight(const float (&sums)[8][4], const H
       float dot = 0;
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        if (d + e < end) dot = fmaf(to_float(w[c][e]), sums[c][e], dot);
+        if (d + e < end) dot = fmaf(w[c].element(e), sums[c][e], dot);
 #pragma unroll
       for (int distance = 16; distance > 0; distance /= 2) dot += __shfl_xor_sync(~0u, dot, distance);
       if (threadIdx.x % kWarp == 0 && k + c < int(T.classes)) P.product_terms[int64_t(tile) * T.classes + k + c] = dot;
@@ -302,7 +326,7 @@ __device__ __forceinline__ void weight_tile(const HeadBackward& P, unsigned numb
   int klass = threadIdx.x % kWeightClasses, stager = threadIdx.x / kWeightClasses;
   int k = k0 + klass;
   bool inside = k < int(T.classes);
-  float a = inside && scales_dy(P) ? stage_weight(T, at.stage, k) : 1.0f, *factors = scratch + kBatchChunk * kWeightClasses;
+  float a = inside && scales_dy(P) ? stage_weight(T, at.stage, k) : 1.0f, *factors = scratch + kFactorsAt;
   if (stager == 0) factors[klass] = a;
   float sums[8][4] = {};
 #pragma unroll 1
@@ -315,13 +339,16 @@ __device__ __forceinline__ void weight_tile(const HeadBackward& P, unsigned numb
     else
       score_gradients(ds, P, b0 + stager, kStagers, count, at.stage, k, a);
 #pragma unroll
-    for (int r = 0; r < kBatchChunk / kStagers; ++r) scratch[(r * kStagers + stager) * kWeightClasses + klass] = ds[r];
+    for (int r = 0; r < kBatchChunk / kStagers; ++r) scratch[klass * kBatchPitch + r * kStagers + stager] = ds[r];
     __syncthreads();
     if (T.vectors)
-      add_images<true>(sums, T, b0, chunk, d, at.end, scratch + own);
+      add_images<true>(sums, T, b0, chunk, d, at.end, scratch + own * kBatchPitch);
     else
-      add_images<false>(sums, T, b0, chunk, d, at.end, scratch + own);
+      add_images<false>(sums, T, b0, chunk, d, at.end, scratch + own * kBatchPitch);
     __syncthreads();
+    int done = b0 / kBatchChunk + 1;
+    bool is_last = b0 + kBatchChunk >= int(T.batch);
+    if (has_totals(T) && (done % kChunksToTotal == 0 || is_last)) add_to_totals(sums, scratch + kTotalsAt, done == kChunksToTotal, is_last);
   }
   with_weight(T, [&](auto w, auto whole) { finish_weight<decltype(w), decltype(whole)::value>(sums, P, tile, k0 + own, d, at.end, factors + own); });
 }

@@ -70,10 +70,10 @@ __device__ __forceinline__ void score_tile(const HeadBackward& P, unsigned numbe
   } else {
     for (int t = threadIdx.x; t < n * tile.classes; t += kHeadThreads) {
       int i = t / tile.classes, column = t - i * tile.classes;
-      float sum = 0;
+      float terms[kTileImages];
 #pragma unroll
-      for (int row = 0; row < kTileImages; ++row) sum += shared.z[i * kStage + row * kNarrowClasses + column];
-      P.score_terms[(int64_t(group) * n + i) * T.classes + klass0 + column] = sum;
+      for (int row = 0; row < kTileImages; ++row) terms[row] = shared.z[i * kStage + row * kNarrowClasses + column];
+      P.score_terms[(int64_t(group) * n + i) * T.classes + klass0 + column] = sum_of_pairs(terms);
     }
   }
 }

@@ -12,8 +12,6 @@
 
 namespace interflow {
 
-constexpr int kWarps = kHeadThreads / kWarp;
-
 __device__ __forceinline__ float parameter(const Parameter& p, int64_t i) { return load_as_float(p.data, p.dtype, i); }
 
 // A[i, k] of the linear modes: what z_i counts in y.
@@ -114,7 +112,7 @@ struct TensorProduct {
   static __device__ __forceinline__ int column(int lane, int r) { return r / 4 * 8 + lane % 4 * 2 + (r & 1); }
 
   float p[2][8];
-  Vector<W, 8> w[NT];
+  RawVector<W, 8> w[NT];
 
   __device__ __forceinline__ void load(const HeadTail& T, const Tile& tile, const Block& block, float* shared, int lane) {
     if (block.whole) {
@@ -124,7 +122,7 @@ struct TensorProduct {
 #pragma unroll
       for (int h = 0; h < 2; ++h) pooled_elements(p[h], pooled + min(lane / 4 + 8 * h, tile.images - 1) * T.width);
 #pragma unroll
-      for (int t = 0; t < NT; ++t) w[t] = *reinterpret_cast<const Vector<W, 8>*>(weight + min(8 * t + lane / 4, tile.classes - 1) * T.width);
+      for (int t = 0; t < NT; ++t) w[t] = *reinterpret_cast<const RawVector<W, 8>*>(weight + min(8 * t + lane / 4, tile.classes - 1) * T.width);
       return;
     }
     stage_rows<W, NT>(T, tile, block, shared, lane);
@@ -134,7 +132,7 @@ struct TensorProduct {
 #pragma unroll
       for (int h = 0; h < 2; ++h) p[h][e] = own[8 * h * TailShared<NT>::kPitch + e];
 #pragma unroll
-      for (int t = 0; t < NT; ++t) w[t][e] = from_float<W>(own[(kTileImages + 8 * t) * TailShared<NT>::kPitch + e]);
+      for (int t = 0; t < NT; ++t) w[t].set(e, from_float<W>(own[(kTileImages + 8 * t) * TailShared<NT>::kPitch + e]));
     }
   }
 
@@ -150,7 +148,7 @@ struct TensorProduct {
     }
 #pragma unroll
     for (int t = 0; t < NT; ++t) {
-      uint32_t b[2] = {__float_as_uint(to_float(weights(t, 0))), __float_as_uint(to_float(weights(t, 1)))};
+      uint32_t b[2] = {__float_as_uint(weights(t, 0)), __float_as_uint(weights(t, 1))};
       mma_16x8x8_tf32(high[t], upper, b);
       mma_16x8x8_tf32(low[t], lower, b);
     }
@@ -160,7 +158,7 @@ struct TensorProduct {
     float high[NT][4] = {}, low[NT][4] = {};
 #pragma unroll
     for (int s = 0; s < 4; ++s)
-      step(high, low, {p[0][2 * s], p[1][2 * s], p[0][2 * s + 1], p[1][2 * s + 1]}, [&](int t, int e) { return w[t][2 * s + e]; });
+      step(high, low, {p[0][2 * s], p[1][2 * s], p[0][2 * s + 1], p[1][2 * s + 1]}, [&](int t, int e) { return w[t].element(2 * s + e); });
 #pragma unroll
     for (int t = 0; t < NT; ++t)
 #pragma unroll

@@ -45,6 +45,13 @@ __device__ __forceinline__ void load_whole(uint32_t (&words)[W], const void* p, 
   }
 }
 
+// 16 bytes where `inside`, else zeros, without a branch: see load_stream_if.
+__device__ __forceinline__ void load_whole_if(uint32_t (&words)[4], bool inside, const void* p, uint64_t policy) {
+  auto chunk = load_stream_if<16>(inside, p, policy);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words[k] = chunk.at[k];
+}
+
 // What the next kernel reads, and so without a policy: m, du.
 template <int W>
 __device__ __forceinline__ void store_whole(void* p, const uint32_t (&words)[W]) {
@@ -149,20 +156,35 @@ __device__ __forceinline__ Vector<uint8_t, N> load_few_bytes(const uint8_t* p, i
 }
 
 // --- parameters by channel -----------------------------------------------------------------------------------------------------
-// Numbers of the first `count` of N channels from `first` on, zeros behind; wide: they follow each other, aligned to 16 bytes.
-template <int N>
-__device__ __forceinline__ void load_channels(float (&x)[N], const void* data, DType dtype, int64_t first, int64_t stride, int count, bool wide) {
-  if (wide && dtype == DType::F32) {
+// Numbers of the first `count` of N channels from `first` on, zeros behind; wide: they follow each other, aligned to 16 bytes (8, where they take
+// no more). All loads are issued before the first is awaited.
+template <class T, int N>
+__device__ __forceinline__ void load_channels_of(float (&x)[N], const T* p, int64_t stride, int count, bool wide) {
+  if (wide) {
+    constexpr int kEach = N * int(sizeof(T)) < 16 ? N : 16 / int(sizeof(T));
+    Vector<T, kEach> raw[N / kEach];
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-      auto four = load_cached<Vector<float, 4>>(static_cast<const float*>(data) + first + i);
+    for (int i = 0; i < N / kEach; ++i) raw[i] = load_cached<Vector<T, kEach>>(p + i * kEach);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) x[i + k] = four[k];
-    }
+    for (int i = 0; i < N; ++i) x[i] = to_float(raw[i / kEach][i % kEach]);
     return;
   }
+  T raw[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = i < count ? load_as_float(data, dtype, (first + i) * stride) : 0.0f;
+  for (int i = 0; i < N; ++i) raw[i] = p[(i < count ? i : 0) * stride];
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = i < count ? to_float(raw[i]) : 0.0f;
+}
+
+// The same of an array whose dtype is not known before.
+template <int N>
+__device__ __forceinline__ void load_channels(float (&x)[N], const void* data, DType dtype, int64_t first, int64_t stride, int count, bool wide) {
+  auto load = [&](auto* p) { load_channels_of(x, p + first * stride, stride, count, wide); };
+  switch (dtype) {
+    case DType::BF16: load(static_cast<const __nv_bfloat16*>(data)); break;
+    case DType::F16: load(static_cast<const __half*>(data)); break;
+    default: load(static_cast<const float*>(data));
+  }
 }
 
 }  // namespace interflow

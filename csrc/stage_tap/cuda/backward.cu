@@ -2,7 +2,7 @@
 //
 //   du = passes * dp / (H W) + is the maximum * dm, summed in fp32 and rounded once; dshift = sum of du over B, H, W in fp32
 //
-// Units, threads and pieces as in stage_tap_fwd.cu. Because dp belongs to a whole map, d(shift) needs of each thread only how
+// Units, threads and pieces as in forward.cu. Because dp belongs to a whole map, d(shift) needs of each thread only how
 // often it passed and the sum of the dm that did. Rows of sums meet in two levels: the block that arrives last among rows_at_once
 // units adds theirs, and the last of these adds what came of it.
 #include "stage_tap/cuda/backward_pixels.cuh"

@@ -79,16 +79,16 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
         int64_t row_bytes = (s.channels + 7) / 8;
         const uint8_t* mask = P.mask + image * plan.positions * row_bytes + channel / 8;
         for (int i = first + lane; i < last; i += plan.lanes * kMaskAtOnce) {
-          uint32_t byte[kMaskAtOnce];
+          Words<1> byte[kMaskAtOnce];
 #pragma unroll
-          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? mask[(i + t * plan.lanes) * row_bytes] : 0;
+          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = load_stream_if<1>(i + t * plan.lanes < last, mask + (i + t * plan.lanes) * row_bytes, policy);
 #pragma unroll
           for (int t = 0; t < kMaskAtOnce; ++t) {
             int pixel = i + t * plan.lanes;
-            if (pixel >= last) break;
+            if (t > 0 && pixel >= last) break;
             uint32_t d[W];
 #pragma unroll
-            for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte[t], q));
+            for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte[t].at[0], q));
             store(du + pixel * s.channels, d);
           }
         }

@@ -22,29 +22,41 @@ struct TapPlaneBackward {
 template <class T>
 __device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, bool dm_wide,
                                                  TapGradient<T>& gradient) {
-  int width = int(plan.shape.width);
-  for (int window = first; window < last; window += plan.lanes * kTileWindows<T>) {
-    int h = int(divide(uint32_t(window), plan.row)), w = window - h * int(plan.row.divisor);
-    bool below = 2 * h + 1 < plan.shape.height;
+  constexpr int kAtOnce = 2;
+  int width = int(plan.shape.width), step = plan.lanes * kTileWindows<T>, complete = int(plan.shape.height / 2 * plan.row.divisor);
+  auto tiles = [&](auto is_wide) {
+    constexpr bool kDmWide = decltype(is_wide)::value;  // a branch between the loads would make the compiler wait for the first
+    for (int window = first; window < last; window += kAtOnce * step) {
+      // Load
+      Words<int(sizeof(TileBytes<T>))> codes[kAtOnce];
+      Words<8> upstream[kAtOnce] = {};
+#pragma unroll
+      for (int t = 0; t < kAtOnce; ++t) {
+        int at = window + t * step, h = int(divide(uint32_t(at), plan.row)), w = at - h * int(plan.row.divisor);
+        codes[t] = load_stream_if<int(sizeof(TileBytes<T>))>(at < last, plane.mask + at, plane.policy);
+        if constexpr (kDmWide) upstream[t] = load_stream_if<8>(at < min(last, complete), plane.dm + h * plane.dm_stride_h + w * plane.dm_stride_w, plane.policy);
+      }
+#pragma unroll
+      for (int t = 0; t < kAtOnce; ++t) {
+        int at = window + t * step, h = int(divide(uint32_t(at), plan.row)), w = at - h * int(plan.row.divisor);
+        if (t > 0 && at >= last) break;
+        bool below = at < complete;
+        uint32_t dm[2] = {upstream[t].at[0], upstream[t].at[1]};
+        if constexpr (!kDmWide)
+          if (plane.has_dm && below) load_few(dm, plane.dm + h * plane.dm_stride_h + w * plane.dm_stride_w, kTileWindows<T>, int(sizeof(T)), plane.dm_stride_w);
+        TileBytes<T> bytes;
+        memcpy(&bytes, &codes[t], sizeof bytes);
 
-    // Load
-    auto bytes = load_stream<TileBytes<T>>(plane.mask + window, plane.policy);
-    uint32_t dm[2] = {};
-    if (plane.has_dm && below) {
-      const T* from = plane.dm + h * plane.dm_stride_h + w * plane.dm_stride_w;
-      if (dm_wide)
-        load_whole(dm, from, plane.policy);
-      else
-        load_few(dm, from, kTileWindows<T>, int(sizeof(T)), plane.dm_stride_w);
+        // Choose, store
+        uint32_t d[2][kTileWords];
+        place_tile(d, bytes, dm, gradient);
+        T* corner = plane.du + int64_t(2 * h) * width + 2 * w;
+        store_whole(corner, d[0]);
+        if (below) store_whole(corner + width, d[1]);
+      }
     }
-
-    // Choose, store
-    uint32_t d[2][kTileWords];
-    place_tile(d, bytes, dm, gradient);
-    T* corner = plane.du + int64_t(2 * h) * width + 2 * w;
-    store_whole(corner, d[0]);
-    if (below) store_whole(corner + width, d[1]);
-  }
+  };
+  dm_wide && plane.has_dm ? tiles(std::true_type{}) : tiles(std::false_type{});
 }
 
 // The same window by window. access: bytes that may be written at once, where rows are as long.
@@ -109,18 +121,23 @@ __device__ __forceinline__ void place_tiles(const TapPlaneBackward<T>& plane, co
 
 // --- the mean alone ------------------------------------------------------------------------------------------------------------
 // A thread's pieces of eight elements, `access` bytes at a time where not by 16.
-template <class T, bool kWide>
+template <class T, bool kWide, bool kStaged>
 __device__ __forceinline__ void place_pieces(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, int access, TapGradient<T>& gradient) {
   constexpr int V = kTapVector<T, false>, W = V / kPer<T>;
   int64_t pixels = pixels_of(plan.shape);
   for (int i = first; i < last; i += plan.lanes * kMaskAtOnce) {
     uint32_t byte[kMaskAtOnce];
 #pragma unroll
-    for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = i + t * plan.lanes < last ? plane.mask[i + t * plan.lanes] : 0;
+    for (int t = 0; t < kMaskAtOnce; ++t) {
+      if constexpr (kStaged)
+        byte[t] = i + t * plan.lanes < last ? plane.mask[i + t * plan.lanes] : 0;
+      else
+        byte[t] = load_stream_if<1>(i + t * plan.lanes < last, plane.mask + (i + t * plan.lanes), plane.policy).at[0];
+    }
 #pragma unroll
     for (int t = 0; t < kMaskAtOnce; ++t) {
       int piece = i + t * plan.lanes;
-      if (piece >= last) break;
+      if (t > 0 && piece >= last) break;
       uint32_t d[W];
 #pragma unroll
       for (int q = 0; q < W; ++q) d[q] = gradient.element(spread_bits<T>(byte[t], q));
@@ -232,7 +249,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3)
       else if constexpr (kPool)
         place_tiles<T, kStaged>(to, plan, first, extent.last, access, gradient);
       else
-        place_pieces<T, kPath == TapPath::Wide>(to, plan, first, extent.last, access, gradient);
+        place_pieces<T, kPath == TapPath::Wide, kStaged>(to, plan, first, extent.last, access, gradient);
       float sum = gradient.sum(0);
       if constexpr (kPer<T> == 2) sum += gradient.sum(1);
       return sum;

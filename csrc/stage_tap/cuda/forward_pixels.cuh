@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
 #pragma unroll
           for (int j = 0; j < kAtOnce; ++j) {
             int pixel = i + j * plan.lanes;
-            if (pixel >= last) break;
+            if (j > 0 && pixel >= last) break;
             uint32_t v[W];
 #pragma unroll
             for (int q = 0; q < W; ++q) {

@@ -49,17 +49,16 @@ __device__ __forceinline__ float sum_wide_tiles(const TapPlane<T, TapPath::Wide>
       const T* corner = plane.u + 2 * h * plane.stride_h + 2 * (window - h * int(plan.row.divisor));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (kAll || window < (r ? min(last, below) : last))
+        if constexpr (kAll)
           load_whole(x[t][r], corner + r * plane.stride_h, plane.policy);
         else
-#pragma unroll
-          for (int q = 0; q < kTileWords; ++q) x[t][r][q] = 0;
+          load_whole_if(x[t][r], window < (r ? min(last, below) : last), corner + r * plane.stride_h, plane.policy);
       }
     }
 #pragma unroll
     for (int t = 0; t < kAtOnce; ++t) {
       int window = i + t * step;
-      if (!kAll && window >= last) break;
+      if (!kAll && t > 0 && window >= last) break;
       bool both = kAll || window < below;
       TileChoice<T> tile = choose_tile<T>(x[t], plane.shift, both ? kWholeTile : kUpperHalf, kMask, sum);
       if (both) store_whole(plane.m + window, tile.m);
@@ -188,7 +187,7 @@ __device__ __forceinline__ float sum_pieces(const TapPlane<T, kPath>& plane, con
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       int piece = i + j * plan.lanes;
-      if (piece >= last) break;
+      if (j > 0 && piece >= last) break;
       uint32_t v[W];
 #pragma unroll
       for (int q = 0; q < W; ++q) {

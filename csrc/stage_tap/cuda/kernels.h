@@ -1,56 +1,16 @@
-// What the host side and the CUDA kernels of the stage tap share: the plan, parameter structs, launchers. No torch headers.
-//
-// A map is cut into pieces: NHWC: a window (or a pixel, where only the mean is taken) by kTapVector channels; NCHW: a tile of
-// kTapVector / 2 windows that follow each other, as the mask's bytes do (or eight elements that follow each other). A unit is what a
-// block does at a time: `part_size` positions of `slab` channels of `images` images. Bounds, vector widths and the order of sums
-// depend on C, H, W, the layout and the dtype only: never on B, the grid or an address.
+// What the host side and the CUDA kernels of the stage tap share: parameter structs, launchers. No torch headers.
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "stage_tap/contract.h"
+#include "stage_tap/cuda/plan.h"
 
 namespace interflow {
-
-constexpr int kTapThreads = 256;
-
-// Elements of a thread's piece: 16 bytes, or what fills a byte of the mask.
-constexpr int tap_vector(DType dtype, bool max_pool) { return max_pool ? int(16 / element_size(dtype)) : 8; }
-
-// What a unit of u may take of a block's shared memory. With m, the mask, dp and sums that makes up to 49 KB: two blocks have 100 KB, three 164.
-constexpr int64_t kTapStagedBytes = 28 << 10;
 
 // How u, m, dm, du and the mask are reached; the bits are the same.
 enum class TapPath : int32_t {
   Wide,    // 16 bytes at a time: rows (NCHW, mean only: planes) are whole pieces, and aligned
   Narrow,  // as pitches and addresses allow
   Staged,  // NCHW whose planes follow each other: through shared memory, in which units arrive and which they leave by 16 bytes
-};
-
-// Elements of one unit, at most, and of every part of a plane but its last.
-struct TapRuns {
-  int32_t u, m, mask;
-};
-
-// n / divisor for 0 <= n < 2^31 without a division.
-struct Divider {
-  uint32_t divisor, multiplier, shift;
-};
-
-struct TapPlan {
-  TapShape shape;
-  DType dtype;          // of u, m, dm, du
-  bool max_pool;
-  int32_t slab;         // channels of a unit
-  int32_t images;       // images of a unit: several where NHWC maps are small
-  int32_t lanes;        // threads that share the positions of one image and vector of channels (NCHW: of one plane)
-  int32_t positions;    // of one image: windows or pixels; NCHW, mean only: pieces
-  int32_t part_size;    // positions of a unit
-  int32_t parts, slabs;
-  Divider by_parts, by_slabs;
-  uint32_t units;
-  Divider row;          // positions of a row; NCHW, mean only: elements of a row
-  float pixels, mean;   // H W and 1 / (H W)
-  TapRuns staged;       // NCHW units that fit into shared memory; else zeros
 };
 
 struct TapParams {

@@ -82,9 +82,7 @@ def main(target: str, seed: int, first: int, count: int, folder: Path) -> None:
             try:
                 call = draw(target, seed, number)
             except Exception as error:
-                findings.write(
-                    json.dumps({"target": target, "number": number, "wrong": f"the drawer failed: {type(error).__name__}: {error}", "arguments": {}}) + "\n"
-                )
+                findings.write(json.dumps({"target": target, "number": number, "wrong": f"the drawer failed: {type(error).__name__}: {error}", "arguments": {}}) + "\n")
                 continue
             wrong, outcome, seconds = judge(call)
             progress.write(f"{number} {outcome} {'broken' if call.broken else 'whole'} {seconds:.4f}\n")

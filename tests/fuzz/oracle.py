@@ -37,9 +37,7 @@ class Call:
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
-_SENTENCE = re.compile(
-    r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1|double backward is not implemented|was asked for but cannot run on"
-)
+_SENTENCE = re.compile(r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1|double backward is not implemented|was asked for but cannot run on")
 _DISPATCHER = (
     re.compile(r"interflow_kernels::\w+\(\) (Expected|expected|is missing|got)"),  # the schema's types
     re.compile(r"interflow_kernels\.\w+\.default$"),  # a tensor subclass (jagged) that knows no operator of ours

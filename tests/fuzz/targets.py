@@ -268,9 +268,7 @@ def draw_raw_interflow_head_backward(r: Random) -> Call:
     for name in ("dy", "dbranches", "pooled", *_PARAMETERS):
         wrong[name] = lambda name=name: values.wrong_tensor(r, a[name])  # type: ignore[misc]
     wrong["attention"] = lambda: values.wrong_name(r)
-    wrong["widths"] = lambda: r.choice(
-        ([], widths[:-1], [*widths, 1], [w + 1 for w in widths], [-1, sum(widths) + 1], [2**62] * 3, widths * 17, None, 3, [1.5])
-    )
+    wrong["widths"] = lambda: r.choice(([], widths[:-1], [*widths, 1], [w + 1 for w in widths], [-1, sum(widths) + 1], [2**62] * 3, widths * 17, None, 3, [1.5]))
     wrong["feature_stages"] = lambda: r.choice(([n], [-1], [0, 0], [2**62], [0] * 20, None, 1.5, ["0"]))
     broken = _broken(r, a, wrong)
 
@@ -283,12 +281,7 @@ def draw_raw_interflow_head_backward(r: Random) -> Call:
                     results[f"features[{i}]"] = part
                 elif part.count_nonzero():
                     raise AssertionError(f"dpooled of stage {i}, which is not in feature_stages, is not zero")
-        for name, gradient, needed in (
-            ("weight", dweight, "weight"),
-            ("bias", dbias, "bias"),
-            ("attention_weight", daw, "attention"),
-            ("attention_bias", dab, "attention"),
-        ):
+        for name, gradient, needed in (("weight", dweight, "weight"), ("bias", dbias, "bias"), ("attention_weight", daw, "attention"), ("attention_bias", dab, "attention")):
             if a[f"need_{needed}"] and a[name] is not None:
                 results[name] = gradient
         return results

@@ -125,6 +125,4 @@ def wrong_name(r: Random) -> Any:
 
 
 def wrong_layout(r: Random, stages: int) -> Any:
-    return r.choice(
-        (1, None, "NWHC", "", ["NCHW"] * (stages + 1), [], [1] * stages, ("NHWC",) * stages, "NHWC", {"NCHW"}, torch.strided, np.array(["NCHW", "x"]))
-    )
+    return r.choice((1, None, "NWHC", "", ["NCHW"] * (stages + 1), [], [1] * stages, ("NHWC",) * stages, "NHWC", {"NCHW"}, torch.strided, np.array(["NCHW", "x"])))

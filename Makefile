@@ -1,6 +1,7 @@
 # make demo    trains Interflow VGG-16 on the embedded digits, prints accuracy and throughput
 # make test    runs the whole test suite, one worker process for each core; WORKERS=0 runs it in one process
 # make lint    ruff and mypy
+# make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
@@ -27,11 +28,11 @@ BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
 
-.PHONY: demo test lint bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit wheel clean \
+.PHONY: demo test lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
-	$(BIN)/python -m interflow_vision.demo
+	$(BIN)/python -m interflow_vision.cli.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
@@ -40,6 +41,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz --calls 20000 $(FUZZ_ARGS)
 
 bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)

@@ -99,7 +99,7 @@ def _load_cpu() -> str | None:
         return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
         return _loaded(path, "cpu")
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # AttributeError: of other sources, brought along or left over
         return f"the compiled library does not load into torch {torch.__version__} ({error}); {_REBUILD}"
 
 
@@ -124,7 +124,7 @@ def _load_cuda() -> str | None:
         return f"the compiled library _cuda is missing from {_whose()}; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     try:
         return _loaded(path, "cuda")
-    except OSError as error:
+    except (OSError, AttributeError) as error:
         return f"the CUDA library does not load into torch {torch.__version__} ({error}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
 
 
@@ -170,6 +170,9 @@ _device_errors: dict[int, str | None] = {}
 
 cpu_error: str | None = _load_cpu()
 """None where the schemas and the CPU kernels are registered, else cause and remedy in one sentence."""
+
+taken: str | None = cpu_error if cpu_error is not None and schemas_exist() else None
+"""None where the operators' names are free or ours, else why nothing of this package may register under them."""
 
 cuda_error: str | None = _load_cuda()
 """None where the CUDA kernels are registered, else cause and remedy in one sentence. Whether they run on a GPU: device_error."""

@@ -150,7 +150,11 @@ def parameters(
     width: int,
 ) -> None:
     """Shapes, dtypes and devices of the head's parameters, against n stages and D = `width` pooled values; weight is known to be floating."""
-    shape = weight.shape
+    try:
+        shape = weight.shape
+    except RuntimeError:  # nested tensors have none
+        dense(weight, "weight")
+        raise
     if len(shape) != 2:
         raise ValueError(f"weight must be [K, D], got shape {tuple(shape)}")
     k, d = shape

@@ -100,6 +100,6 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> tuple[Tensor |
     p = v.mean((2, 3), dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
     if not max_pool:
         return None, p
-    if min(u.shape[2:]) < 2:  # PyTorch's max-pool raises: no window is complete
+    if u.shape[1] == 0 or min(u.shape[2:]) < 2:  # PyTorch's max-pool raises: there is no channel, or no window is complete
         return v[:, :, : u.shape[2] // 2, : u.shape[3] // 2], p
     return F.max_pool2d(v, 2, 2), p

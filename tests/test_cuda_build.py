@@ -148,7 +148,7 @@ def kernels(built) -> list[Kernel]:
         return kernels_of((built.folder / f"{stem}.log").read_text(), built.folder / f"{stem}.o", program)
 
     with ThreadPoolExecutor(2) as pool:
-        return [kernel for found in pool.map(read, [object_name(str(file)) for file in KERNEL_FILES]) for kernel in found]
+        return [kernel for found in pool.map(read, [SETUP.object_name(str(file)) for file in KERNEL_FILES]) for kernel in found]
 
 
 @pytest.mark.slow

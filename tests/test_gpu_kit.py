@@ -94,6 +94,15 @@ def test_a_folder_without_the_library_is_named(tmp_path):
     assert f"_cpu is missing from the folder that INTERFLOW_LIBRARIES names, {tmp_path}; reinstall" in said and "\n" not in said
 
 
+def test_a_library_of_other_sources_is_one_sentence(tmp_path):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "_cpu.abi3.so"], input="int x;", text=True, check=True)
+    said = python("from interflow_kernels import _native; print(_native.cpu_error)", INTERFLOW_LIBRARIES=str(tmp_path))
+    assert said.startswith("the compiled library does not load into torch") and "undefined symbol" in said and "\n" not in said
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The package's files as they would lie where _C is for another Python."""

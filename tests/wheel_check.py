@@ -43,8 +43,8 @@ def main() -> None:
         "interflow_kernels/_cpu.abi3.so",
         "interflow_kernels/build_info.json",
         "interflow_kernels/py.typed",
-        "interflow_vision/digits.yaml",
-        "interflow_vision/cli.py",
+        "interflow_vision/cli/digits.yaml",
+        "interflow_vision/models/vgg.py",
     ):
         assert name in inside, f"{name} is not in {wheel.name}"
     with tarfile.open(source) as archive:
@@ -55,6 +55,7 @@ def main() -> None:
         "csrc/common/cuda/device.cuh",
         "csrc/common/cuda/ptx.cuh",
         "setup.py",
+        "cuda_build.py",
         "constraints.txt",
         "LICENSE",
         "tests/conftest.py",

@@ -65,7 +65,13 @@ inline DType dtype_of(ScalarType type, const char* op, const std::string& name) 
   fail(op, ": ", name, " must be fp32, fp64, bf16 or fp16, got ", torch::headeronly::toString(type));
 }
 
-inline DType dtype_of(const Tensor& t, const char* op, const std::string& name) { return dtype_of(t.scalar_type(), op, name); }
+// The dispatcher takes None for a tensor and hands on one that is not defined.
+inline void check_defined(const Tensor& t, const char* op, const std::string& name) { INTERFLOW_CHECK(t.defined(), op, ": ", name, " must be a tensor, got None"); }
+
+inline DType dtype_of(const Tensor& t, const char* op, const std::string& name) {
+  check_defined(t, op, name);
+  return dtype_of(t.scalar_type(), op, name);
+}
 
 inline ScalarType scalar_type_of(DType dtype) {
   switch (dtype) {

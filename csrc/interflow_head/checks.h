@@ -77,6 +77,7 @@ inline std::vector<int64_t> check_backward(const char* op, const OptionalTensor&
     begin.push_back(width);
   }
   check_parameters(weight, bias, n, width);
+  check_defined(pooled, op, "pooled");
   INTERFLOW_CHECK(pooled.dim() == 2 && pooled.size(1) == width && pooled.scalar_type() == acc_type, op, ": pooled must be [B, ", width, "] in ",
                   torch::headeronly::toString(acc_type), ", as interflow_head returned it, got ", shape_text(pooled), " in ", torch::headeronly::toString(pooled.scalar_type()));
   if (dy) check_shape(*dy, {pooled.size(0), weight.size(0)}, op, "dy");

@@ -29,6 +29,7 @@ inline bool runs_along_channels(const Tensor& u) {
 // -> sizes of u and its memory's order.
 inline TapShape check_tap(const Tensor& u, const OptionalTensor& shift, const TapPlace& place) {
   constexpr const char* kOp = "stage_tap";
+  check_defined(u, kOp, "u");
   INTERFLOW_CHECK(u.dim() == 4 && u.size(2) > 0 && u.size(3) > 0, kOp, ": u must be [B, C, H, W] with H and W of at least 1, got ", shape_text(u));
   (void)dtype_of(u, kOp, "u");
   if (shift) {
@@ -43,6 +44,8 @@ inline TapShape check_tap(const Tensor& u, const OptionalTensor& shift, const Ta
 inline TapShape check_tap_backward(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, bool max_pool, bool channels_last,
                                    const TapPlace& place) {
   constexpr const char* kOp = "stage_tap_backward";
+  check_defined(like, kOp, "like");
+  check_defined(mask, kOp, "mask");
   INTERFLOW_CHECK(like.dim() == 4 && like.size(2) > 0 && like.size(3) > 0, kOp, ": like must be of u's shape [B, C, H, W], got ", shape_text(like));
   DType dtype = dtype_of(like, kOp, "like");
   TapShape shape{like.size(0), like.size(1), like.size(2), like.size(3), channels_last};
@@ -50,7 +53,8 @@ inline TapShape check_tap_backward(const OptionalTensor& dm, const OptionalTenso
   INTERFLOW_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && place.has(mask), kOp, ": mask must be contiguous bytes on ", place.name,
                   ", as stage_tap returned it");
   check_shape(mask, {shape.batch * shape.mask_bytes(max_pool)}, kOp, "mask");
-  if (dm && max_pool) {
+  INTERFLOW_CHECK(!dm || max_pool, kOp, ": dm must be None where max_pool is False, which has no m");
+  if (dm) {
     check_shape(*dm, {shape.batch, shape.channels, shape.height / 2, shape.width / 2}, kOp, "dm");
     INTERFLOW_CHECK(dm->scalar_type() == like.scalar_type() && place.same(*dm, mask), kOp, ": dm must have u's dtype and device, got ",
                     torch::headeronly::toString(dm->scalar_type()));

@@ -46,5 +46,5 @@ def one_device(operator: str, *arguments: Any) -> None:
 
 
 for _operator in ("interflow_head", "interflow_head_backward", "stage_tap", "stage_tap_backward"):
-    for _key in filter(torch._C.DispatchKey.__members__.__contains__, _KEYS):  # as far as this torch has them
+    for _key in filter(torch._C._parse_dispatch_key, _KEYS):  # as far as this torch has them
         library.impl(f"{NAMESPACE}::{_operator}", _refusal(_operator), _key)

@@ -71,6 +71,8 @@ def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, chan
     if len(shape) == 2:
         return dp.to(dtype)
     batch, channels, height, width = shape
+    if channels == 0:  # PyTorch's backward refuses it
+        return dp.new_empty(tuple(shape), dtype=dtype)
     if pool_size[0] == 1 and pool_size[1] == 1:
         return (dp / (height * width)).to(dtype)[:, :, None, None].expand(batch, channels, height, width)
     # Overlapping windows: PyTorch's own backward, which reads nothing but the shape of its second argument.

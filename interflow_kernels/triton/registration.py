@@ -40,6 +40,8 @@ _without_code: set[torch.device] = set()
 
 def _missing() -> str | None:
     """What this machine lacks for Triton, and the remedy; None where it lacks nothing."""
+    if _native.taken is not None:
+        return _native.taken
     if _native.torch_version() < _native.MINIMUM_TORCH:
         return f"the kernels need torch >= 2.10, this is torch {torch.__version__}; upgrade torch"
     if importlib.util.find_spec("triton") is None:

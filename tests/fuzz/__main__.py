@@ -24,7 +24,9 @@ def run_target(target: str, seed: int, first: int, calls: int, folder: Path) -> 
     end = first + calls
     while first < end:
         with (folder / "stderr").open("w") as stderr:
-            child = subprocess.Popen([sys.executable, "-m", "tests.fuzz.child", target, str(seed), str(first), str(min(1000, end - first)), str(folder)], stderr=stderr)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tests.fuzz.child", target, str(seed), str(first), str(min(1000, end - first)), str(folder)], stderr=stderr
+            )
             last, moved = -1, time.monotonic()
             while child.poll() is None:
                 time.sleep(0.2)
@@ -36,7 +38,9 @@ def run_target(target: str, seed: int, first: int, calls: int, folder: Path) -> 
         reached = int(lines[-1].split()[0]) if lines else first
         if child.returncode != 0:
             said = (folder / "stderr").read_text()[-1500:]
-            extra.append({"target": target, "number": reached, "wrong": f"the process ended with {child.returncode} (negative: a signal; -9: hung)", "stderr": said})
+            extra.append(
+                {"target": target, "number": reached, "wrong": f"the process ended with {child.returncode} (negative: a signal; -9: hung)", "stderr": said}
+            )
             if not lines or reached < first:
                 break  # it does not even start
         first = max(first, reached) + 1
@@ -48,7 +52,11 @@ def counted(folder: Path) -> str:
     lines = [line.split() for line in (folder / "progress").read_text().splitlines()]
     done = [line for line in lines if len(line) == 4]
     kinds = Counter(f"{line[2]} {line[1]}" for line in done)
-    return f"{len(done)} calls: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) + f"; longest {max((float(line[3]) for line in done), default=0):.2f} s"
+    return (
+        f"{len(done)} calls: "
+        + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        + f"; longest {max((float(line[3]) for line in done), default=0):.2f} s"
+    )
 
 
 def again(target: str, seed: int, number: int) -> int:

@@ -27,7 +27,7 @@ TARGETS: dict[str, Callable[[Random], Call]] = {
     "other_modules": modules.draw_other_modules,
 }
 SLOW = 5.0  # seconds of this thread's own time that a call of these sizes must not take
-MEMORY = 16 << 30  # bytes of addresses: what asks for more fails here and does not take the machine
+MEMORY = 12 << 30  # bytes of addresses: what asks for more fails here and does not take the machine
 
 
 def told(value: Any) -> str:
@@ -82,7 +82,9 @@ def main(target: str, seed: int, first: int, count: int, folder: Path) -> None:
             try:
                 call = draw(target, seed, number)
             except Exception as error:
-                findings.write(json.dumps({"target": target, "number": number, "wrong": f"the drawer failed: {type(error).__name__}: {error}", "arguments": {}}) + "\n")
+                findings.write(
+                    json.dumps({"target": target, "number": number, "wrong": f"the drawer failed: {type(error).__name__}: {error}", "arguments": {}}) + "\n"
+                )
                 continue
             wrong, outcome, seconds = judge(call)
             progress.write(f"{number} {outcome} {'broken' if call.broken else 'whole'} {seconds:.4f}\n")

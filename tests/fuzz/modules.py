@@ -32,16 +32,30 @@ def _constructor(r: Random) -> tuple[dict[str, Any], dict[str, Callable[[], Any]
         "device": r.choice((None, "cpu", torch.device("cpu"))),
         "dtype": r.choice((None, *values.FLOATS)),
     }
-    sizes = lambda: r.choice((values.wrong_size(r), [values.wrong_size(r)] * n, (1,) * 17, range(1, n + 1), list(a["in_channels"]), "12", torch.ones(n), iter([1])))  # noqa: E731
     wrong: dict[str, Callable[[], Any]] = {
-        "in_channels": sizes,
+        "in_channels": lambda: r.choice(
+            (values.wrong_size(r), [values.wrong_size(r)] * n, (1,) * 17, range(1, n + 1), list(a["in_channels"]), "12", torch.ones(n), iter([1]))
+        ),
         "num_classes": lambda: values.wrong_size(r),
         "attention": lambda: values.wrong_name(r),
         "pool_size": lambda: values.wrong_size(r),
         "layout": lambda: values.wrong_layout(r, n),
         "bias": lambda: values.wrong_flag(r),
         "attention_bias": lambda: values.wrong_flag(r),
-        "hard_weights": lambda: r.choice((1.0, "x", [1.0] * (n + 1), [float("nan")] * n, [None] * n, torch.ones(n), torch.ones(n, n), torch.ones(n).to_sparse(), torch.ones(n, device="meta"), {})),
+        "hard_weights": lambda: r.choice(
+            (
+                1.0,
+                "x",
+                [1.0] * (n + 1),
+                [float("nan")] * n,
+                [None] * n,
+                torch.ones(n),
+                torch.ones(n, n),
+                torch.ones(n).to_sparse(),
+                torch.ones(n, device="meta"),
+                {},
+            )
+        ),
         "device": lambda: r.choice((1.5, "nowhere", "meta", [], object(), "cpu:x")),
         "dtype": lambda: r.choice((torch.int32, torch.float8_e4m3fn, torch.complex64, "float32", 3, float)),
     }
@@ -170,7 +184,10 @@ def _auxiliary(r: Random) -> Call:
         loss = heads.loss(given, target)
         if spoil or weight.dtype in (torch.bfloat16, torch.float16):
             return {}
-        scores = [F.linear((x.mean((1, 2)) if o == "NHWC" else x.mean((2, 3))), c.weight, c.bias) for x, o, c in zip(maps, heads.layout, heads.classifiers, strict=True)]
+        scores = [
+            F.linear((x.mean((1, 2)) if o == "NHWC" else x.mean((2, 3))), c.weight, c.bias)
+            for x, o, c in zip(maps, heads.layout, heads.classifiers, strict=True)
+        ]
         losses = [F.cross_entropy(z.double(), target) for z in scores]
         kept["loss"] = losses[-1] + heads.loss_weight * sum(losses[:-1], torch.zeros(()))
         return {"loss": loss.detach()}
@@ -184,9 +201,21 @@ def _auxiliary(r: Random) -> Call:
 def _folded(r: Random) -> Call:
     n, k, kind = r.randint(1, 3), r.randint(1, 5), values.dtype(r)
     channels = tuple(r.randint(1, 6) for _ in range(n))
-    a: dict[str, Any] = {"in_channels": channels, "weight": values.numbers(r, (k, sum(channels)), kind), "bias": values.numbers(r, (k,), kind), "pool_size": 1, "layout": "NCHW", "fused": chance(r, 0.7)}
+    a: dict[str, Any] = {
+        "in_channels": channels,
+        "weight": values.numbers(r, (k, sum(channels)), kind),
+        "bias": values.numbers(r, (k,), kind),
+        "pool_size": 1,
+        "layout": "NCHW",
+        "fused": chance(r, 0.7),
+    }
     wrong: dict[str, Callable[[], Any]] = {name: (lambda name=name: values.wrong_tensor(r, a[name])) for name in ("weight", "bias")}
-    wrong |= {"in_channels": lambda: values.wrong_size(r), "pool_size": lambda: values.wrong_size(r), "layout": lambda: values.wrong_layout(r, n), "fused": lambda: values.wrong_flag(r)}
+    wrong |= {
+        "in_channels": lambda: values.wrong_size(r),
+        "pool_size": lambda: values.wrong_size(r),
+        "layout": lambda: values.wrong_layout(r, n),
+        "fused": lambda: values.wrong_flag(r),
+    }
     broken = _broken(r, a, wrong)
     spoil, steps = chance(r, 0.2), Random(r.getrandbits(60))
     kept: dict[str, Any] = {}

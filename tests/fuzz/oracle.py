@@ -37,9 +37,14 @@ class Call:
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
-_SENTENCE = re.compile(r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1|double backward is not implemented|was asked for but cannot run on")
+_SENTENCE = re.compile(
+    r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1"
+    r"|double backward is not implemented|was asked for but cannot run on"
+)
 _DISPATCHER = (
     re.compile(r"interflow_kernels::\w+\(\) (Expected|expected|is missing|got)"),  # the schema's types
+    re.compile(r"Could not run '.*' with arguments from the 'QuantizedMeta' backend"),  # a key that torch does not let us answer for
+    re.compile(r"There were no tensor arguments to this function"),
     re.compile(r"interflow_kernels\.\w+\.default$"),  # a tensor subclass (jagged) that knows no operator of ours
     re.compile(r"call, .*Not yet supported ScalarType"),  # torch's own conversion of dtypes
     re.compile(r"\[enforce fail at alloc_cpu.cpp.*DefaultCPUAllocator: "),  # plain PyTorch, where it was asked for, on what fits into no memory
@@ -69,9 +74,14 @@ def difference(results: dict[str, Tensor | None], expected: Expected) -> str | N
             if name in expected.bits:
                 assert_same_bits(name, actual, expected.bits[name])
                 continue
+            wanted = expected.values[name]
             if actual.dtype == torch.float64:
                 actual = actual.to(expected.accumulation)
-            assert_close(name, actual, expected.values[name], magnitude=expected.magnitudes.get(name))
+            if actual.shape == wanted.shape:  # sums of subnormal numbers lose more than one of their steps
+                info = torch.finfo(actual.dtype)
+                near = (actual.double() - wanted).abs() <= 64 * info.smallest_normal * info.eps
+                actual = torch.where(near, wanted.to(actual.dtype), actual)
+            assert_close(name, actual, wanted, magnitude=expected.magnitudes.get(name))
         except (AssertionError, KeyError) as error:
             return f"{type(error).__name__}: {error}"
     return None
@@ -102,6 +112,7 @@ def head(
     dbranches: Tensor | None = None,
 ) -> Expected:
     """y, branches and every gradient by the names of `gradients`, in fp64."""
+    attention = attention.decode() if isinstance(attention, bytes) else attention  # as the dispatcher takes it
     pool = (int(pool_size), int(pool_size)) if not isinstance(pool_size, (tuple, list)) else (int(pool_size[0]), int(pool_size[1]))
     for t in (*features, weight, bias, attention_weight, attention_bias, dy, dbranches):
         if t is not None:
@@ -124,15 +135,15 @@ def head(
     definition.pool_size, definition.widths = pool, tuple(widths)
     for name, t in (("weight", weight), ("bias", bias), ("attention_weight", attention_weight), ("attention_bias", attention_bias)):
         definition._parameters[name] = None if t is None else nn.Parameter(t.detach().double())
-    exact = [x.detach().double() for x in features]
+    exact = [x.detach().double() if x.shape[1] else torch.empty(x.shape[0], 0, dtype=torch.float64) for x in features]
     up = [None if g is None else g.double() for g in (dy, dbranches)]
     if up == [None, None]:
         up[0] = torch.zeros(exact[0].shape[0], k, dtype=torch.float64)
     outputs, grads = gradients(definition, exact, *up)
     accumulation = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    shapes = {f"features[{i}]": x.shape for i, x in enumerate(exact)} | {name: t.shape for name, t in definition.named_parameters()}
+    shapes = {f"features[{i}]": x.shape for i, x in enumerate(features)} | {name: t.shape for name, t in definition.named_parameters()}
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}  # of what nothing flows into
-    found = {name: g for name, g in grads.items() if g is not None}
+    found = {name: g for name, g in grads.items() if g is not None and g.numel() and (dy is not None or dbranches is not None)}
     return Expected(zeros | outputs | found, zeros | magnitudes(definition, exact, *up), {}, accumulation)
 
 

@@ -14,8 +14,8 @@ from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from interflow_vision.data import Digits
-from interflow_vision.lit import Classifier
+from interflow_vision.data.modules import Digits
+from interflow_vision.training.classifier import Classifier
 
 TINY_MODEL = {"width": 0.0625, "lr": 0.02}
 TINY_DATA = {"size": 16, "batch_size": 64}

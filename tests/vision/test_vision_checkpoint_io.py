@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from interflow_vision import checkpoint_io, checkpoints
-from interflow_vision.checkpoint_io import SafeCheckpointIO, before, is_whole
 from interflow_vision.errors import UserError
+from interflow_vision.training import checkpoint_io, checkpoints
+from interflow_vision.training.checkpoint_io import SafeCheckpointIO, before, is_whole
 
 
 def content(value: float, floats: int = 1000) -> dict:

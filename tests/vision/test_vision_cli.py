@@ -11,8 +11,9 @@ import yaml
 from conftest import environment
 from PIL import Image
 
-from interflow_vision import checkpoints, report
 from interflow_vision.errors import UserError
+from interflow_vision.reports import curves as report
+from interflow_vision.training import checkpoints
 
 QUICK = (
     "--model.width", "0.0625", "--data.init_args.size", "16", "--trainer.limit_train_batches", "4",

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from interflow_vision.data import DIGITS_MEAN, DIGITS_SPLIT, DIGITS_STD, Digits, ImageFolder, digits_split
+from interflow_vision.data.images import Preprocessing, random_affine, random_box
+from interflow_vision.data.modules import DIGITS_MEAN, DIGITS_SPLIT, DIGITS_STD, Digits, ImageFolder, digits_split
 from interflow_vision.errors import UserError
-from interflow_vision.images import Preprocessing, random_affine, random_box
 
 TARGET = torch.from_numpy(load_digits().target)
 GREY = Preprocessing(16, (0.5,), (0.25,))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from interflow_vision import decoding
+from interflow_vision.data import decoding
+from interflow_vision.data.images import Preprocessing
 from interflow_vision.errors import UserError
-from interflow_vision.images import Preprocessing
 
 RULE = Preprocessing(8, (0.0,), (1.0,))
 EIGHT_BIT = np.zeros((8, 8), np.uint8)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from interflow_vision.data.folders import ClassFolders, images_below
 from interflow_vision.errors import UserError
-from interflow_vision.folders import ClassFolders, images_below
 
 
 def touch(root, *names):

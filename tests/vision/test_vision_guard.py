@@ -12,9 +12,10 @@ from conftest import environment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from interflow_vision import cli, guard
+from interflow_vision.cli import command as cli
+from interflow_vision.cli import guard
+from interflow_vision.data.images import Preprocessing
 from interflow_vision.errors import UserError
-from interflow_vision.images import Preprocessing
 
 
 def throw(error):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 from interflow_kernels import FoldedInterflowHead, FusedInterflowHead, StageTap, stage_tap
 from interflow_vision import VGG, create_model
-from interflow_vision.heads import ConcatHead
+from interflow_vision.models.heads import ConcatHead
 
 
 def trained(name: str = "vgg16_bn", **options) -> VGG:

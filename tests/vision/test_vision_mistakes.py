@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from interflow_vision import checks, cli, options
+from interflow_vision.cli import command as cli
+from interflow_vision.cli import options
 from interflow_vision.errors import UserError
-from interflow_vision.lit import Classifier
+from interflow_vision.training import checks
+from interflow_vision.training.classifier import Classifier
 
 QUICK = (
     "--model.width", "0.0625", "--data.size", "16", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from interflow_kernels import FoldedInterflowHead, StageTap
 from interflow_vision import VGG, create_model, list_models
 from interflow_vision.errors import MissingPackageError
-from interflow_vision.heads import HEADS
-from interflow_vision.stages import StageEnd
-from interflow_vision.vgg import STAGES
+from interflow_vision.models.heads import HEADS
+from interflow_vision.models.stages import StageEnd
+from interflow_vision.models.vgg import STAGES
 
 MODELS = ("vgg16", "vgg16_bn")
 ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
@@ -240,7 +240,7 @@ def test_a_map_that_goes_on_has_no_tap():
 
 
 def test_pool_size_needs_maps_and_says_so_once(monkeypatch):
-    monkeypatch.setattr("interflow_vision.stages._said_eager", False)
+    monkeypatch.setattr("interflow_vision.models.stages._said_eager", False)
     with pytest.warns(UserWarning, match=r"pool_size=\(2, 2\) needs whole maps"):
         model = small(pool_size=2)
     with warnings.catch_warnings():

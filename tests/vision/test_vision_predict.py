@@ -12,9 +12,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from interflow_vision import checkpoints, cli, predict
-from interflow_vision.images import Preprocessing
-from interflow_vision.lit import CHECKPOINT_KEY, Classifier
+from interflow_vision.cli import command as cli
+from interflow_vision.cli import predict
+from interflow_vision.data.images import Preprocessing
+from interflow_vision.training import checkpoints
+from interflow_vision.training.classifier import CHECKPOINT_KEY, Classifier
 
 TINY = {"width": 0.0625, "lr": 0.02}
 

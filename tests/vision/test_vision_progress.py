@@ -6,9 +6,9 @@ import sys
 import pytest
 from lightning.pytorch import Trainer
 
-from interflow_vision import progress
-from interflow_vision.data import Digits
-from interflow_vision.lit import Classifier
+from interflow_vision.data.modules import Digits
+from interflow_vision.training import progress
+from interflow_vision.training.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

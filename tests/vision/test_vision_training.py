@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from interflow_kernels import FusedInterflowHead, InterflowHead, StageTap
-from interflow_vision import checkpoints, comparison, demo, digits, report, runs, timing
-from interflow_vision.contribution import Contribution, branch_terms
-from interflow_vision.data import Digits
+from interflow_vision.cli import demo, digits
+from interflow_vision.data.modules import Digits
 from interflow_vision.errors import UserError
-from interflow_vision.heads import HEADS
-from interflow_vision.lit import CHECKPOINT_KEY, Classifier, one_cycle
+from interflow_vision.models.heads import HEADS
+from interflow_vision.reports import comparison, timing
+from interflow_vision.reports import curves as report
+from interflow_vision.reports.contribution import Contribution, branch_terms
+from interflow_vision.training import checkpoints, runs
+from interflow_vision.training.classifier import CHECKPOINT_KEY, Classifier, one_cycle
 
 TINY = {"width": 0.0625, "lr": 0.02}
 

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from interflow_kernels import InterflowHead, StageTap
 from interflow_vision import VGG, create_model
-from interflow_vision.wrappers import unwrapped
+from interflow_vision.models.wrappers import unwrapped
 
 SOME = ("0", "2", "7", "14")  # convolutions of vgg16: two inside and three before a tap
 

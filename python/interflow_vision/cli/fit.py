@@ -10,14 +10,15 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from . import checkpoints, checks, digits, progress, resuming, runs
-from .checkpoint_io import SafeCheckpointIO, remove_leftovers
-from .errors import UserError, one_line
-from .lit import Classifier
+from ..data.random_states import KeepRandomStates
+from ..errors import UserError, one_line
+from ..training import checkpoints, checks, progress, resuming, runs
+from ..training.checkpoint_io import SafeCheckpointIO, remove_leftovers
+from ..training.classifier import Classifier
+from ..training.quiet import quiet
+from ..training.stopping import StopOnSignal, ending_together
+from . import digits
 from .options import HelpAll, Parser, plain
-from .quiet import quiet
-from .rng import KeepRandomStates
-from .stopping import StopOnSignal, ending_together
 
 DESCRIPTIONS = {
     "fit": "Trains a model, tests its best checkpoint and draws the curves. Without options: VGG-16-BN with Interflow on handwritten digits.",

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import UserError, one_line
+from ..errors import UserError, one_line
 
 USER, FAULT, INTERRUPTED, PIPE_CLOSED = 2, 70, 130, 141
 """Exit codes."""

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from .processes import EveryProcessError
+from ..processes import EveryProcessError
 
 _GRACE = 5.0
 """Seconds that the other processes have to end by themselves."""

@@ -12,11 +12,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from . import checkpoints
-from .errors import UserError, one_line
-from .folders import images_below
-from .images import Preprocessing
-from .lit import Classifier
+from ..data.folders import images_below
+from ..data.images import Preprocessing
+from ..errors import UserError, one_line
+from ..training import checkpoints
+from ..training.classifier import Classifier
 
 BATCH = 64
 """Images classified at once."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from . import rng
-from .processes import gathered, own
+from ..processes import gathered, own
+from . import random_states as rng
 
 
 class ResumableLoader(DataLoader[Any]):

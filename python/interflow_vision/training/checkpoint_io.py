@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from .errors import UserError
+from ..errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE = 60.0

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead, StageTap
 
+from ..models.vgg import VGG
 from .timing import Timing, interleaved
-from .vgg import VGG
 
 ROUNDS = 20
 CLASSES, BATCH = 1000, 8

@@ -1,4 +1,4 @@
-"""`python -m interflow_vision.demo`: trains VGG-16 with Interflow, fused, on real digits and times what is fused, in two minutes."""
+"""`python -m interflow_vision.cli.demo`: trains VGG-16 with Interflow, fused, on real digits and times what is fused, in two minutes."""
 
 import argparse
 import logging
@@ -13,11 +13,14 @@ from lightning.pytorch import Trainer
 
 from interflow_kernels import _backend
 
-from . import comparison, digits, report, runs
-from .errors import UserError
-from .lit import Classifier
-from .progress import EpochLines
-from .quiet import quiet
+from ..errors import UserError
+from ..reports import comparison
+from ..reports import curves as report
+from ..training import runs
+from ..training.classifier import Classifier
+from ..training.progress import EpochLines
+from ..training.quiet import quiet
+from . import digits
 
 
 def train(root: Path, seed: int, lines: bool) -> tuple[Trainer, Classifier, dict[str, float]]:
@@ -76,7 +79,7 @@ def seeds(count: int) -> None:
 
 def main() -> int:
     """The command; returns 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser("python -m interflow_vision.demo", description="Trains on real digits, tests, and times the head.")
+    parser = argparse.ArgumentParser("python -m interflow_vision.cli.demo", description="Trains on real digits, tests, and times the head.")
     parser.add_argument("--root", type=Path, default=Path("runs/demo"), help="where the run's folder goes (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="only train and test, with the seeds 0 to N-1, and report mean and range")
     given = parser.parse_args()

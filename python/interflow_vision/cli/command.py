@@ -2,8 +2,8 @@
 
 import sys
 
+from ..errors import UserError
 from . import guard
-from .errors import UserError
 
 COMMANDS = {
     "fit": "trains a model, tests the best checkpoint and draws the curves",
@@ -47,7 +47,7 @@ def _command() -> int | None:
     elif first not in COMMANDS and not first.startswith("-"):
         raise UserError(f"there is no subcommand {first!r}: give {', '.join(COMMANDS)}; `interflow --help` says more")
     else:
-        from . import training
+        from . import fit as training
 
         training.run()
     return None

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError, one_line
 from .checkpoint_io import damaged, is_whole
-from .errors import UserError, one_line
+from .classifier import CHECKPOINT_KEY, Classifier
 from .finite import first_not_finite
-from .lit import CHECKPOINT_KEY, Classifier
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from .errors import UserError
+from ..errors import UserError
 
 Options = dict[str, Any]
 

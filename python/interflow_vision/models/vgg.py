@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 
 from interflow_kernels import AuxiliaryHeads, InterflowHead
 
+from ..errors import require_torchvision
 from . import inference
-from .errors import require_torchvision
 from .heads import LastHead, create_head, pooled
 from .stages import STAGES as STAGE_ENDS
 from .stages import stage_end

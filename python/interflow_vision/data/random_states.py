@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from .processes import gathered, own
+from ..processes import gathered, own
 
 KEY = "interflow_vision_random_states"
 """Where a checkpoint keeps them, a list with an entry for each process."""

@@ -7,9 +7,9 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from . import runs
-from .data import Digits
-from .lit import Classifier
+from ..data.modules import Digits
+from ..training import runs
+from ..training.classifier import Classifier
 
 CONFIG = Path(__file__).with_name("digits.yaml")
 """What `interflow fit` does by default."""

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from .errors import UserError
+from ..errors import UserError
 from .folders import ClassFolders, difference
 from .images import Preprocessing, random_affine
 from .loading import ResumableLoader

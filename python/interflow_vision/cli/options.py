@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from .data import Digits, ImageFolder
-from .errors import UserError
+from ..data.modules import Digits, ImageFolder
+from ..errors import UserError
 
 OFTEN = {
     "ckpt_path": "a checkpoint: best or last, of the newest run below trainer.default_root_dir, or a file; fit goes on from it",

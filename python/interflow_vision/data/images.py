@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError, one_line
 from . import decoding
-from .errors import UserError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from .data import ImageFolder
-from .images import Preprocessing
-from .processes import EveryProcessError
-from .vgg import VGG
+from ..data.images import Preprocessing
+from ..data.modules import ImageFolder
+from ..models.vgg import VGG
+from ..processes import EveryProcessError
 
 TRAINING_METRICS = ("train/loss", "train/accuracy", "train/images_per_second")
 """What Classifier logs at the end of a training epoch, beside what a validation logs."""
@@ -41,7 +41,7 @@ def knowledge_of(data: Any, model: VGG) -> tuple[Preprocessing | None, tuple[str
     rule, names = getattr(data, "preprocessing", None), getattr(data, "class_names", ())
     if rule is not None and not isinstance(rule, Preprocessing):
         raise EveryProcessError(
-            f"{name}.preprocessing must be an interflow_vision.images.Preprocessing, got {type(rule).__name__}: a checkpoint keeps its numbers"
+            f"{name}.preprocessing must be an interflow_vision.data.images.Preprocessing, got {type(rule).__name__}: a checkpoint keeps its numbers"
         )
     if isinstance(names, str) or not all(isinstance(label, str) for label in names):
         raise EveryProcessError(f"{name}.class_names must be a sequence of strings, one for each class, got {names!r}")

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from . import report
-from .errors import UserError
+from ..errors import UserError
+from ..reports import curves as report
 
 ROOT = Path("runs/digits")
 """Where runs lie by default: trainer.default_root_dir of digits.yaml."""

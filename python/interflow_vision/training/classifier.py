@@ -11,13 +11,13 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from ..data.images import Preprocessing
+from ..models.registry import create_model
+from ..models.wrappers import unwrapped
+from ..processes import EveryProcessError
+from ..reports.contribution import Contribution, branch_terms
 from . import checks
-from .contribution import Contribution, branch_terms
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
-from .images import Preprocessing
-from .models import create_model
-from .processes import EveryProcessError
-from .wrappers import unwrapped
 
 CHECKPOINT_KEY = "interflow_vision"
 """Where a checkpoint keeps the preprocessing and the names of the classes."""

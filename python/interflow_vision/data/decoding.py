@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import UserError, one_line
+from ..errors import UserError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from .processes import EveryProcessError, gathered
+from ..processes import EveryProcessError, gathered
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

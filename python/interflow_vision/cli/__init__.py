@@ -1,0 +1,5 @@
+"""The command `interflow`: fit, validate, test and predict; and the demo."""
+
+from .command import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""What is read after a training: curves, contributions of branches, comparisons of networks."""

@@ -1,0 +1,1 @@
+"""Training with Lightning: the classifier, runs and their checkpoints, what ends a run early."""

@@ -70,7 +70,9 @@ def test_one_special_number_anywhere(attention, value):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(attention=st.sampled_from(MODES), seed=st.integers(0, 10**6), count=st.integers(1, 4), dtype=st.sampled_from([torch.float32, torch.float64]), data=st.data())
+@given(
+    attention=st.sampled_from(MODES), seed=st.integers(0, 10**6), count=st.integers(1, 4), dtype=st.sampled_from([torch.float32, torch.float64]), data=st.data()
+)
 def test_special_numbers_together(attention, seed, count, dtype, data):
     named, upstream = arguments(attention, dtype, seed)
     places = []
@@ -84,7 +86,9 @@ def test_special_numbers_together(attention, seed, count, dtype, data):
     check(attention, named, {k: upstream[k] for k in used}, f"{places} with {used}")
 
 
-@pytest.mark.parametrize("matrix", [[[INF, 1, 0], [1, 1, 0], [0, 0, 1]], [[INF, 0, 0], [-INF, 1, 0], [0, 0, 1]], [[INF, 1, 0], [INF, 1, 0], [INF, 1, 0]]], ids=str)
+@pytest.mark.parametrize(
+    "matrix", [[[INF, 1, 0], [1, 1, 0], [0, 0, 1]], [[INF, 0, 0], [-INF, 1, 0], [0, 0, 1]], [[INF, 1, 0], [INF, 1, 0], [INF, 1, 0]]], ids=str
+)
 def test_nxn_with_infinite_weights(matrix):
     named, upstream = arguments("nxn")
     named["attention_weight"] = torch.tensor(matrix, dtype=torch.float32)

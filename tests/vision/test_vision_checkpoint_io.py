@@ -108,7 +108,9 @@ def test_a_full_disk_is_a_sentence_and_what_was_there_is_whole(tmp_path):
         before(path).unlink()
         (folder / "more").write_bytes(bytes(2_000_000))
         for _ in range(2):
-            with pytest.raises(UserError, match=r"last.ckpt cannot be written \(No space left on device\), but the one from before is whole: make room") as error:
+            with pytest.raises(
+                UserError, match=r"last.ckpt cannot be written \(No space left on device\), but the one from before is whole: make room"
+            ) as error:
                 io.save_checkpoint(content(5.0, 400_000), path)
             assert len(str(error.value).splitlines()) == 1
         assert load(path)["epoch"] == 4 and bool((load(path)["w"] == 4).all())

@@ -99,7 +99,7 @@ def _load_cpu() -> str | None:
         return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
         return _loaded(path, "cpu")
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # AttributeError: of other sources, brought along or left over
         return f"the compiled library does not load into torch {torch.__version__} ({error}); {_REBUILD}"
 
 
@@ -124,7 +124,7 @@ def _load_cuda() -> str | None:
         return f"the compiled library _cuda is missing from {_whose()}; reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
     try:
         return _loaded(path, "cuda")
-    except OSError as error:
+    except (OSError, AttributeError) as error:
         return f"the CUDA library does not load into torch {torch.__version__} ({error}); reinstall with: INTERFLOW_CUDA=1 {_AGAIN}"
 
 

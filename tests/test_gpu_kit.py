@@ -94,6 +94,15 @@ def test_a_folder_without_the_library_is_named(tmp_path):
     assert f"_cpu is missing from the folder that INTERFLOW_LIBRARIES names, {tmp_path}; reinstall" in said and "\n" not in said
 
 
+def test_a_library_of_other_sources_is_one_sentence(tmp_path):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "_cpu.abi3.so"], input="int x;", text=True, check=True)
+    said = python("from interflow_kernels import _native; print(_native.cpu_error)", INTERFLOW_LIBRARIES=str(tmp_path))
+    assert said.startswith("the compiled library does not load into torch") and "undefined symbol" in said and "\n" not in said
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """The package's files as they would lie where _C is for another Python."""
@@ -144,7 +153,8 @@ def test_the_package_is_copied_without_what_is_compiled(tmp_path):
     kit.copied("interflow_kernels", ROOT / "interflow_kernels", tmp_path)
     kit.copied("interflow_vision", ROOT / "python/interflow_vision", tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"interflow_kernels/triton/stage_tap.py", "interflow_kernels/py.typed", "interflow_vision/digits.yaml"} <= names
+    assert {"interflow_kernels/triton/stage_tap.py", "interflow_kernels/py.typed", "interflow_vision/__init__.py"} <= names
+    assert any(name.startswith("interflow_vision/") and name.endswith(".yaml") for name in names)
     assert not any(name.endswith((".so", ".pyc", ".json")) for name in names)
 
 

@@ -28,7 +28,7 @@ BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
 
-.PHONY: demo test lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit wheel clean \
+.PHONY: demo test lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
@@ -49,19 +49,19 @@ bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/python -m pytest bench -q -rs --disable-warnings --benchmark-columns=median,iqr,rounds --device $(BENCH_DEVICE) \
 		$(if $(filter bench-full,$@),--full) --benchmark-json=$(BENCH_OUT)/results.json
-	$(BIN)/python bench/report.py $(BENCH_OUT)
+	PYTHONPATH=bench $(BIN)/python -m pages.report $(BENCH_OUT)
 
 bench-compare: $(VENV)/installed
-	$(BIN)/python bench/compare.py $(A) $(B)
+	PYTHONPATH=bench $(BIN)/python -m pages.compare $(A) $(B)
 
 bench-readme: $(VENV)/installed
-	$(BIN)/python bench/readme.py $(BENCH_RESULTS)
+	PYTHONPATH=bench $(BIN)/python -m pages.readme $(BENCH_RESULTS)
 
 profile: $(VENV)/installed
 	$(BIN)/python bench/profile_networks.py --device $(BENCH_DEVICE) --out $(BENCH_OUT)
 
 profile-page: $(VENV)/installed
-	$(BIN)/python bench/profile_page.py $(FROM)
+	PYTHONPATH=bench $(BIN)/python -m pages.profile_page $(FROM)
 
 gpu gpu-full gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench:
 	PYTHONPATH=bench $(PYTHON) -m gpu $(if $(filter gpu,$@),all,$(if $(filter gpu-full,$@),bench --full,$(@:gpu-%=%))) --device $(DEVICE) \
@@ -69,6 +69,9 @@ gpu gpu-full gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-be
 
 gpu-kit: $(VENV)/installed
 	PYTHONPATH=bench $(BIN)/python -m gpu.kit
+
+gpu-model: $(VENV)/installed
+	PYTHONPATH=bench $(BIN)/python -m gpu_model.page
 
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py

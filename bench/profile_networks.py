@@ -1,6 +1,6 @@
 """Where the time of whole networks goes: VGG-16 plain, with Interflow in plain PyTorch and fused; a training step and an inference; by torch.profiler.
 
-OUT gets profile.json, all that was measured, and profile.md, the page made of it. `python bench/profile_page.py OUT` makes the page in docs/ of it.
+OUT gets profile.json, all that was measured, and profile.md, the page made of it. `make profile-page FROM=OUT` makes the page in docs/ of it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from harness.clock import call_turn
 from harness.profiler import device_events, entries, profiled
 from harness.stats import quantile
 from networks import DIRECTIONS, Cell, Network, build
-from reporting.profile import FILE, markdown
+from pages.profile import FILE, markdown
 
 STARTED = time.perf_counter()
 SHOWN = ("plain", "Interflow naive", "Interflow fused")

@@ -31,8 +31,8 @@ def room(name):
 
 stats, roofline, gate, goals = room("harness.stats"), room("harness.roofline"), room("harness.gate"), room("harness.goals")
 case, run, clock, memory, inputs = room("harness.case"), room("harness.run"), room("harness.clock"), room("harness.memory"), room("harness.inputs")
-results, tables, page, charts = room("reporting.results"), room("reporting.tables"), room("reporting.page"), room("reporting.charts")
-compare, report, readme = room("compare"), room("report"), room("readme")
+results, tables, page, charts = room("pages.results"), room("pages.tables"), room("pages.page"), room("pages.charts")
+compare, report, readme = room("pages.compare"), room("pages.report"), room("pages.readme")
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "bench/results/cpu-2core"
-FILE_OF = {"compare.py": "results.json", "report.py": "results.json", "readme.py": "results.json", "profile_page.py": "profile.json"}
+FILE_OF = {"compare": "results.json", "report": "results.json", "readme": "results.json", "profile_page": "profile.json"}
 
 
 def without_first_samples(text):
@@ -27,8 +27,8 @@ def without_settings(text):
 
 def said(script, folder):
     """What `script` prints on stderr for results that it cannot read."""
-    folders = [COMMITTED, folder] if script == "compare.py" else [folder]
-    done = subprocess.run([sys.executable, ROOT / "bench" / script, *folders], capture_output=True, text=True, cwd=folder.parent)
+    folders = [COMMITTED, folder] if script == "compare" else [folder]
+    done = subprocess.run([sys.executable, "-m", f"pages.{script}", *folders], capture_output=True, text=True, cwd=ROOT / "bench")
     assert done.returncode == 2, done
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -51,10 +51,10 @@ def test_a_file_that_was_cut_short_is_named(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "change", "lacks"),
     [
-        ("compare.py", without_first_samples, "benchmark 0 has no 'samples_us'"),
-        ("report.py", lambda text: "[]", "the file has no 'machine_info'"),
-        ("readme.py", lambda text: text.replace('"run":', '"ran":'), "the file has no 'run'"),
-        ("profile_page.py", without_settings, "the file has no 'settings'"),
+        ("compare", without_first_samples, "benchmark 0 has no 'samples_us'"),
+        ("report", lambda text: "[]", "the file has no 'machine_info'"),
+        ("readme", lambda text: text.replace('"run":', '"ran":'), "the file has no 'run'"),
+        ("profile_page", without_settings, "the file has no 'settings'"),
     ],
 )
 def test_a_file_of_another_version_is_named(script, change, lacks, tmp_path):

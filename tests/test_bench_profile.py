@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_bench import BENCH, CPU, room
 
-kernels, page_of, profiler = room("reporting.kernels"), room("reporting.profile"), room("harness.profiler")
-command, networks, pages = room("profile_networks"), room("networks"), room("profile_page")
+kernels, page_of, profiler = room("pages.kernels"), room("pages.profile"), room("harness.profiler")
+command, networks, pages = room("profile_networks"), room("networks"), room("pages.profile_page")
 GPU = torch.device("cuda", 0)
 ROOT = BENCH.parent
 

@@ -11,15 +11,15 @@ pytest.importorskip("interflow_kernels._C", reason="the compiled module is not b
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
-import gpu_model  # noqa: E402
-import gpu_model_time as model  # noqa: E402
 from cuda_code import disassembler  # noqa: E402
+from gpu_model import model  # noqa: E402
+from gpu_model import page as gpu_model  # noqa: E402
 
 pytest_plugins = ["cuda_library"]  # its fixtures
 
 
 def test_the_page_is_up_to_date():
-    done = subprocess.run([sys.executable, ROOT / "bench/gpu_model.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "gpu_model.page", "--check"], cwd=ROOT / "bench", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -62,10 +62,10 @@ def test_a_wave_that_is_hardly_begun_costs_its_latency():
 def test_the_counts_are_those_of_the_machine_code(built, tmp_path, monkeypatch, capsys):
     if disassembler() is None:
         pytest.skip("no cuobjdump, neither of the toolkit nor of triton")
-    import gpu_model_count
+    from gpu_model import count as gpu_model_count
 
     monkeypatch.setattr(gpu_model_count, "COUNTS", tmp_path / "counts.json")
     monkeypatch.setattr(sys, "argv", ["gpu_model_count", str(built.folder)])
     gpu_model_count.main()
     counted = json.loads((tmp_path / "counts.json").read_text())["instructions"]
-    assert counted == pytest.approx(model.COUNTS, rel=0.05), "python bench/gpu_model_count.py build/cuda-test/cuda"
+    assert counted == pytest.approx(model.COUNTS, rel=0.05), "PYTHONPATH=bench:tests python -m gpu_model.count build/cuda-test/cuda"

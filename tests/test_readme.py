@@ -43,11 +43,11 @@ def test_speed_section_is_that_of_the_committed_results():
     pytest.importorskip("matplotlib")
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        from readme import rewritten, section
-        from reporting.results import load
+        from pages.readme import rewritten, section
+        from pages.results import load
     finally:
         sys.path.remove(str(ROOT / "bench"))
     results = load(ROOT / COMMITTED)
     assert len(results.comparable()) >= 20
     assert rewritten(README, section(results, COMMITTED)) == README, "run `make bench-readme`"
-    assert results.digest.encode() in (ROOT / COMMITTED / "speed.png").read_bytes(), f"run `python bench/report.py {COMMITTED}`"
+    assert results.digest.encode() in (ROOT / COMMITTED / "speed.png").read_bytes(), f"run `PYTHONPATH=bench python -m pages.report {COMMITTED}`"

@@ -64,7 +64,7 @@ def measure(setting: Setting, seconds: float) -> int:
     if whole is not None:
         (setting.out / "results.json").write_text(json.dumps(whole, indent=1))
         if not setting.rehearsal:
-            outcomes += run([Command("report", [sys.executable, "bench/report.py", str(setting.out)], 60, setting.environment())], setting.say)
+            outcomes += run([Command("report", [sys.executable, "-m", "pages.report", str(setting.out)], 60, setting.environment())], setting.say)
         for path in found:
             path.unlink(missing_ok=True)
     setting.say(shown(outcomes, whole))

@@ -1,11 +1,11 @@
-"""The README's section on speed, written from committed results: python bench/readme.py bench/results/NAME"""
+"""The README's section on speed, written from committed results: make bench-readme"""
 
 import sys
 from pathlib import Path
 
-from reporting.results import Results, Row, busy, headline, load, run_command, verdict, versioned
+from pages.results import Results, Row, busy, headline, load, run_command, verdict, versioned
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 SKIPPED = ("B=1 warm", "with shift", "five boundaries")
 

@@ -34,7 +34,7 @@ def markdown(data: dict[str, Any], source: str) -> str:
         f"By the clock: the median of {how['turns']} calls without the profiler. Bias, ReLU, pool, mean, add: PyTorch's operators between convolutions, "
         "their backward passes and the sums of gradients. Tap and head: those of this package, and what the classifier in plain PyTorch does.",
         "",
-        f"Made by `python bench/profile_page.py` from `{source}`, which `make {'gpu' if on_gpu else 'profile'}` measured.",
+        f"Made by `make profile-page` from `{source}`, which `make {'gpu' if on_gpu else 'profile'}` measured.",
         "",
         *(f"Left out, {reason}: {name}.\n" for name, reason in data.get("missing", {}).items()),
     ]

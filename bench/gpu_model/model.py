@@ -1,7 +1,7 @@
 """A model of what the CUDA kernels take on a GPU, from their plans and their machine code. Nothing in it was measured on a GPU.
 
 A launch is waves of resident blocks; a wave takes the longest of three: its bytes at the rate of a copy, its rounds of loads one memory latency after
-the other, and its instructions at four a clock and processor. bench/gpu_model.py makes a page of it.
+the other, and its instructions at four a clock and processor. page.py makes a page of it.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from interflow_kernels import _C
 
-COUNTS = json.loads((Path(__file__).resolve().parent / "gpu_model_counts.json").read_text())["instructions"]
+COUNTS = json.loads(Path(__file__).with_name("counts.json").read_text())["instructions"]
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,22 @@
 """Predicts every row of the GPU targets for an H100 and an H200 before either was at hand, and writes docs/gpu-model.md.
 
-    python bench/gpu_model.py            # writes the page
-    python bench/gpu_model.py --check    # exit status 1 where the page is not what this makes
+    make gpu-model                                    # writes the page
+    PYTHONPATH=bench python -m gpu_model.page --check  # exit status 1 where the page is not what this makes
 
-The model is bench/gpu_model_time.py; instruction counts are those of bench/gpu_model_counts.json. A prediction is no measurement: the columns for
+The model is model.py; instruction counts are those of counts.json. A prediction is no measurement: the columns for
 measurements stay empty until there are some.
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gpu_model import model
+from gpu_model.model import GPUS, Gpu
 
-import gpu_model_time as model
-from gpu_model_time import GPUS, Gpu
-
-PAGE = Path(__file__).resolve().parent.parent / "docs/gpu-model.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/gpu-model.md"
 CONVOLUTIONS = 450e6  # FLOP a microsecond: what VGG-16's convolutions are assumed to reach
 VGG_FLOP = 30.69e9  # of the convolutions, an image at 224 pixels
 INTERIOR = 7_426_048  # outputs of convolutions inside stages, an image
@@ -157,7 +154,7 @@ def page() -> str:
         "# What the CUDA kernels should take: a prediction",
         "",
         *wrapped(
-            "**Predicted, not measured.** No kernel of this package has run on a GPU. This page is made by `python bench/gpu_model.py` from the launch"
+            "**Predicted, not measured.** No kernel of this package has run on a GPU. This page is made by `make gpu-model` from the launch"
             " plans, from instructions counted in machine code (sm_90a) and from the assumptions below. It is here to be refuted: the empty columns are"
             " for the first measurements, and where the two differ the model says which part of it was wrong."
         ),
@@ -210,7 +207,7 @@ def main() -> None:
     if not parser.parse_args().check:
         PAGE.write_text(text)
     elif not PAGE.exists() or PAGE.read_text() != text:
-        raise SystemExit(f"{PAGE.name} is not what the model makes now: python bench/gpu_model.py")
+        raise SystemExit(f"{PAGE.name} is not what the model makes now: make gpu-model")
 
 
 if __name__ == "__main__":

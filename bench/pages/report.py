@@ -1,13 +1,13 @@
-"""Results into report.md, report.html and pictures beside them: python bench/report.py bench/results/NAME"""
+"""Results into report.md, report.html and pictures beside them: PYTHONPATH=bench python -m pages.report bench/results/NAME"""
 
 import sys
 from pathlib import Path
 
-from reporting.charts import charts
-from reporting.drawing import Chart
-from reporting.page import page
-from reporting.results import Results, headline, load, machine_line, run_command, verdict
-from reporting.tables import tables
+from pages.charts import charts
+from pages.drawing import Chart
+from pages.page import page
+from pages.results import Results, headline, load, machine_line, run_command, verdict
+from pages.tables import tables
 
 MADE_BY = {"quick": "bench", "full": "bench-full", "gpu": "gpu", "gpu-full": "gpu-full"}  # set -> target
 PICTURES = {"overview": "speed.png"}  # chart -> file for the README

@@ -1,6 +1,6 @@
-"""Counts instructions of the CUDA kernels' main loops in their machine code, for the model of time: bench/gpu_model_counts.json.
+"""Counts instructions of the CUDA kernels' main loops in their machine code, for the model of time: counts.json.
 
-    python bench/gpu_model_count.py build/cuda-test/cuda     # the folder of object files that tests/test_cuda_sass.py builds
+    PYTHONPATH=bench:tests python -m gpu_model.count build/cuda-test/cuda     # the folder of object files that tests/test_cuda_sass.py builds
 
 A loop's count is that of the way through the code from the first load of its longest batch of loads back to it: at each branch the way on, and where
 that does not come back, the shortest way. So it is what a warp issues for one round, or a little less.
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cuda_code import demangled, disassembler, functions  # noqa: E402
 from cuda_sass import Code  # noqa: E402
 
-COUNTS = ROOT / "bench/gpu_model_counts.json"
+COUNTS = Path(__file__).with_name("counts.json")
 ARCHITECTURE = "90a"
 LOOPS = {
     # name: file, kernel (demangled), loads of its batch, how many of them

@@ -1,4 +1,4 @@
-"""Two runs side by side, what changed and whether it is more than noise: python bench/compare.py A B (folders of results)
+"""Two runs side by side, what changed and whether it is more than noise: make bench-compare A=FOLDER B=FOLDER
 
 Two runs happen at two times, so a machine that was busier meets one of them only. Each provider is therefore judged beside its case's
 yardstick, which ran in the same rounds: the copy or read limit, else the plain network, else eager PyTorch. The raw ratio stands next to it.
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.stats import holm, rank_p_value, unpaired_ratio_interval
-from reporting.results import Results, Row, busy, load, machine_line, run_command, samples
+
+from pages.results import Results, Row, busy, load, machine_line, run_command, samples
 
 YARDSTICKS = ("copy", "read", "torch.empty", "plain", "none", "eager", "eager head(xs)", "Interflow naive")
 SIGNIFICANT = 0.05

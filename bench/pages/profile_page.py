@@ -1,12 +1,12 @@
-"""The page of docs/ from a profile that was measured: python bench/profile_page.py bench/results/NAME writes docs/profile-NAME.md"""
+"""The page of docs/ from a profile that was measured: make profile-page FROM=bench/results/NAME writes docs/profile-NAME.md"""
 
 import sys
 from pathlib import Path
 
-from reporting.profile import FILE, OF_A_PROFILE, markdown
-from reporting.results import read_json, run_command
+from pages.profile import FILE, OF_A_PROFILE, markdown
+from pages.results import read_json, run_command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def page(folder: Path) -> tuple[Path, str]:

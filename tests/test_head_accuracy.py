@@ -1,5 +1,9 @@
 """Long sums of head and tap on the CPU: never worse than twice eager PyTorch's own error, in a table of inputs, layouts and sizes."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +126,29 @@ def test_an_error_is_seen():
     assert error(naive, exact)[0] > 1e-6
     with pytest.raises(AssertionError, match=r"pooled\[0, 0\]: 0\.\d+, exactly 0\.1"):
         assert_no_worse("pooled", naive, F.adaptive_avg_pool2d(x, 1).flatten(1), exact)
+
+
+# --- bits ---------------------------------------------------------------------------------------------------------------------------
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, {folder!r})
+from test_head_accuracy import DTYPES, LAYOUTS, in_layout, map_of, pooled, torch
+digest = hashlib.sha256()
+for dtype in DTYPES:
+    for layout in LAYOUTS[:-1]:
+        for size in ((19, 9, 13), (3, 131, 140), (515, 6, 7), (2, 1, 900)):
+            for pool_size in ((1, 1), (1, 3)):
+                torch.manual_seed(1)
+                digest.update(pooled(in_layout(map_of("random", *size, dtype), layout), pool_size).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_instruction_sets_pool_to_the_same_bits():
+    digests = set()
+    for isa in ("baseline", ""):
+        code = DIGEST.format(folder=os.path.dirname(__file__))
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "INTERFLOW_CPU_ISA": isa}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digests.add(done.stdout)
+    assert len(digests) == 1

@@ -58,7 +58,7 @@ def head_scores(
         if MODE == GATED:
             tl.store(scores + at + i * K, z, mask=inside)
         else:
-            tl.store(sums + (image_tile * (N + 1) + i) * K + k, tl.sum(tl.where(inside, g * z, 0.0), axis=0), mask=k < K)
+            tl.store(sums + (image_tile * (N + 1) + i) * K + k, sum_of_rows(tl.where(inside, g * z, 0.0)), mask=k < K)
 
     if MODE == GATED:
         # ds, from the scores that it has just written: n tiles of z do not stay in registers beside a product
@@ -95,7 +95,7 @@ def head_scores(
                 dz += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + k.to(tl.int64)[None, :] * DZ[2], mask=inside, other=0.0))
             tl.store(scores + at + i * K, dz, mask=inside)
     else:
-        tl.store(sums + (image_tile * (N + 1) + N) * K + k, tl.sum(g, axis=0), mask=k < K)
+        tl.store(sums + (image_tile * (N + 1) + N) * K + k, sum_of_rows(g), mask=k < K)
 
 
 @triton.jit
@@ -201,7 +201,7 @@ def head_gradients(
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, SCALED)
             p = tl.load(pooled + b.to(tl.int64)[:, None] * D + d[None, :], mask=(b < batch)[:, None] & in_d, other=0.0)
             total += product(tl.trans(g), p, SPLIT)
-            upstream, lost = add_exactly(upstream, lost, tl.sum(g, axis=0))
+            upstream, lost = add_exactly(upstream, lost, sum_of_rows(g))
         at = k.to(tl.int64)[:, None] * D + d[None, :]
         if dweight is not None:
             dw = total

@@ -51,13 +51,14 @@ def _mixed(z, matrix, i, N: tl.constexpr, N2: tl.constexpr):
 def weighted(z, attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, CLASSES_FIRST: tl.constexpr = False):
     """A[i, k] z of a tile whose classes are the last axis, or the first of two."""
     if MODE == NXN:
-        return _mixed(z, attention_weight, i, N, N2)
-    a = linear_weight(attention_weight, i, k, MODE, K)
-    if len(z.shape) == 1:
-        return z * a
-    if CLASSES_FIRST:
-        return z * a[:, None]
-    return z * a[None, :]
+        found = _mixed(z, attention_weight, i, N, N2)
+    elif len(z.shape) == 1:
+        found = z * linear_weight(attention_weight, i, k, MODE, K)
+    elif CLASSES_FIRST:
+        found = z * linear_weight(attention_weight, i, k, MODE, K)[:, None]
+    else:
+        found = z * linear_weight(attention_weight, i, k, MODE, K)[None, :]
+    return found
 
 
 @triton.jit

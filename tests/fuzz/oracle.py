@@ -148,12 +148,16 @@ def head(
     return Expected(zeros | outputs | found, zeros | magnitudes(definition, exact, *up), {}, accumulation)
 
 
+def _resolved(t: Tensor) -> Tensor:
+    """t as numbers in memory. PyTorch adds its zero tensors (_efficientzerotensor) without adding: -0 + 0 stays -0."""
+    return torch.zeros(t.shape, dtype=t.dtype) if t._is_zerotensor() else t.detach().resolve_neg()
+
+
 # --- the tap --------------------------------------------------------------------------------------------------------------
 def tap(u: Tensor, shift: Tensor | None, max_pool: bool, dm: Tensor | None = None, dp: Tensor | None = None) -> Expected:
     """m to PyTorch's bits; p, du and dshift in fp64."""
     _validate.tap(u, shift)
-    u = u.detach().resolve_neg()
-    shift = None if shift is None else shift.detach().resolve_neg()
+    u, shift = _resolved(u), None if shift is None else _resolved(shift)
     if u.numel():
         v, m = composed(u, shift, max_pool)
     else:

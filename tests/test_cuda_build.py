@@ -144,8 +144,8 @@ def test_the_library_loads_and_registers_without_a_gpu(built, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["None", "None"], done.stdout
-    assert done.stderr.count("\n") == 1
-    assert "the operators come from" in done.stderr and "another.so" in done.stderr
+    (sentence,) = (line for line in done.stderr.splitlines() if "the operators come from" in line)
+    assert "another.so" in sentence
 
 
 # --- what the compiler made of the kernels --------------------------------------------------------------------------------

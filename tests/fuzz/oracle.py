@@ -114,7 +114,7 @@ def head(
 ) -> Expected:
     """y, branches and every gradient by the names of `gradients`, in fp64."""
     attention = attention.decode() if isinstance(attention, bytes) else attention  # as the dispatcher takes it
-    pool = (int(pool_size), int(pool_size)) if not isinstance(pool_size, (tuple, list)) else (int(pool_size[0]), int(pool_size[1]))
+    pool = (int(pool_size[0]), int(pool_size[1])) if hasattr(pool_size, "__len__") and len(pool_size) == 2 else (int(pool_size), int(pool_size))
     for t in (*features, weight, bias, attention_weight, attention_bias, dy, dbranches):
         if t is not None:
             _validate.floating(t, "it")

@@ -218,11 +218,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   bool da_from_products = with_da && !dbranches;
   if (with_da) da.reset(new Acc[size_t(n * classes)]);
   if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
-  if (da_from_products && bias) {
+  bool without_columns = std::any_of(widths.begin(), widths.end(), [](int64_t w) { return w == 0; });
+  if (da_from_products && (bias || without_columns)) {
     for (int64_t k = 0; k < classes; ++k) {
       Acc sum = 0;
       for (int64_t b = 0; b < batch; ++b) sum += back.dy[b * classes + k];
-      for (int64_t i = 0; i < n; ++i) da[size_t(i * classes + k)] += back.bias[i * classes + k] * sum;
+      for (int64_t i = 0; i < n; ++i) {  // Z of a stage without columns is b or 0: of a NaN in dy it still makes NaN
+        if (bias || widths[size_t(i)] == 0) da[size_t(i * classes + k)] += (bias ? back.bias[i * classes + k] : Acc(0)) * sum;
+      }
     }
   } else if (da && dbranches) {
     back.add_da_from_scores(da.get());

@@ -204,21 +204,27 @@ def tap(u: Any, shift: Any) -> None:
         raise
     if len(shape) != 4:
         raise ValueError(f"u must be [B, C, H, W], got shape {tuple(shape)}")
-    if u.dtype not in DTYPES:
+    dtype = u.dtype
+    if dtype not in DTYPES:
         dense(u, "u")
-        raise TypeError(f"u must be {DTYPES_TEXT}, got {u.dtype}")
+        raise TypeError(f"u must be {DTYPES_TEXT}, got {dtype}")
     if shape[2] == 0 or shape[3] == 0:
         raise ValueError(f"u must have H and W of at least 1, got shape {tuple(shape)} as [B, C, H, W]")
     if shift is None:
         return
     if not isinstance(shift, Tensor):
         not_a_tensor(shift, "shift", "a tensor or None")
-    if shift.layout is not _STRIDED or shift.is_nested:
+    if shift.layout is not _STRIDED:
         dense(shift, "shift")
-    if shift.shape != shape[1:2]:
-        raise ValueError(f"shift must be [C] with the {shape[1]} channels of u, got shape {tuple(shift.shape)}")
-    if shift.dtype is not u.dtype and shift.dtype is not torch.float32:
-        raise TypeError(f"shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+    try:
+        of_shift = shift.shape
+    except RuntimeError:
+        dense(shift, "shift")
+        raise
+    if len(of_shift) != 1 or of_shift[0] != shape[1]:
+        raise ValueError(f"shift must be [C] with the {shape[1]} channels of u, got shape {tuple(of_shift)}")
+    if shift.dtype is not dtype and shift.dtype is not torch.float32:
+        raise TypeError(f"shift must have the dtype of u, {dtype}, or be fp32, got {shift.dtype}")
     if shift.device != u.device:
         raise ValueError(f"shift must be on the device of u, {u.device}, got {shift.device}")
 

@@ -34,7 +34,9 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 def pooled_stage(x: Tensor, pool_size: tuple[int, int]) -> Tensor:
     """[B, C, H, W] -> [B, C * Sh * Sw], each adaptive window averaged; [B, D_i] is already pooled and returned as it is."""
-    return x if x.dim() == 2 else F.adaptive_avg_pool2d(x, pool_size).flatten(1)
+    if x.dim() == 2 or x.shape[1] == 0:  # PyTorch's pooling of no channel has no gradient
+        return x.flatten(1)
+    return F.adaptive_avg_pool2d(x, pool_size).flatten(1)
 
 
 def branch_scores(features: Sequence[Tensor], weight: Tensor, bias: Tensor | None, pool_size: tuple[int, int]) -> Tensor:

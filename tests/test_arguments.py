@@ -265,3 +265,11 @@ def test_maps_without_channels_have_a_gradient():
         with backend(name):
             m, p = stage_tap(torch.ones(2, 0, 4, 4))
         assert (m.shape, p.shape) == ((2, 0, 2, 2), (2, 0))
+
+
+def test_nan_reaches_the_attention_of_a_stage_without_columns():
+    """dA = sum of dy * Z, and Z of such a stage is 0."""
+    dy = torch.full((2, 5), float("nan"))
+    for bias in (None, torch.ones(2, 5)):
+        *_, daw, _ = RAW.interflow_head_backward(dy, None, torch.ones(2, 3), W, bias, torch.ones(2), None, "1xn", [3, 0], [], False, False, True)
+        assert daw.isnan().all()

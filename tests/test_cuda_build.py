@@ -30,7 +30,7 @@ def test_the_library_needs_nothing_but_torch_and_the_system(built):
 
 
 LOAD = """
-import ctypes, sys, torch
+import shutil, sys, torch
 import interflow_kernels._native as native
 
 pytest_plugins = ["cuda_library"]  # its fixtures
@@ -40,9 +40,13 @@ torch.version.cuda = "13.1"
 native.library_path = lambda stem: sys.argv[1]
 native.build_info = lambda: {"cuda": "13.0", "cuda_architectures": "80"}
 print(native._load_cuda())
-for name in sys.argv[2:]:
+for name in sys.argv[3:]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("interflow_kernels::" + name, "CUDA"), name
 assert not torch.cuda.is_initialized()
+another = shutil.copy(sys.argv[1], sys.argv[2])
+torch.ops.load_library(another)  # a second copy: registers nothing, says so
+native.library_path = lambda stem: another
+print(native._load_cuda())
 """
 
 
@@ -59,10 +63,15 @@ def test_the_library_loads_and_registers_without_a_gpu(built, tmp_path):
     subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", stand_in], input=code, text=True, check=True)
     operators = sorted({name for f in ROOT.glob("csrc/*/cuda/*.cpp") for name in re.findall(r'm\.impl\("(\w+)"', f.read_text())})
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(built.library), *operators], capture_output=True, text=True, env={**os.environ, "LD_PRELOAD": str(stand_in)}
+        [sys.executable, "-c", LOAD, str(built.library), str(tmp_path / "another.so"), *operators],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LD_PRELOAD": str(stand_in)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "None", done.stdout
+    assert done.stdout.split() == ["None", "None"], done.stdout
+    (sentence,) = (line for line in done.stderr.splitlines() if "the operators come from" in line)
+    assert "another.so" in sentence
 
 
 # --- what is asked of the build ---------------------------------------------------------------------------------------------

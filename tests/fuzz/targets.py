@@ -142,6 +142,8 @@ def draw_interflow_head(r: Random) -> Call:
         a["features"] = [x.float() if x.dim() == 2 else x for x in a["features"]]
     wrong = _wrong_head(r, a) | {"layout": lambda: values.wrong_layout(r, n), "return_branches": lambda: values.wrong_flag(r)}
     broken = _broken(r, a, wrong)
+    if isinstance(a["features"], list) and not (isinstance(a["layout"], str) and a["layout"] == "NCHW"):  # 2^40 rows would be pooled: right, and endless
+        a["features"] = [None if isinstance(x, Tensor) and not x.is_nested and x.numel() > 2**30 else x for x in a["features"]]
     a |= {name: _leaf(r, a[name]) for name in ("weight", "bias", "attention_weight", "attention_bias")}
     if isinstance(a["features"], list):
         a["features"] = [_leaf(r, x) for x in a["features"]]

@@ -236,10 +236,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
   Buffer<double> da(with_da ? new double[size_t(n * classes)] : nullptr);
   bool da_from_products = with_da && back.from_products;
   if (need_weight || da_from_products) back.weight_gradient(need_weight ? dweight.mutable_data_ptr() : nullptr, da_from_products ? da.get() : nullptr);
-  if (da_from_products && bias) {
+  bool without_columns = std::any_of(widths.begin(), widths.end(), [](int64_t w) { return w == 0; });
+  if (da_from_products && (bias || without_columns)) {
     ColumnSums<Acc> sums = back.dy_sum();
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < classes; ++k) da[size_t(i * classes + k)] += double(back.bias[i * classes + k]) * sums.sum(k);
+    for (int64_t i = 0; i < n; ++i) {
+      if (!bias && widths[size_t(i)] != 0) continue;  // Z of a stage without columns is b or 0: a NaN in dy still makes NaN of it
+      for (int64_t k = 0; k < classes; ++k) da[size_t(i * classes + k)] += (bias ? double(back.bias[i * classes + k]) : 0.0) * sums.sum(k);
+    }
   }
   if (da_from_products && !std::all_of(da.get(), da.get() + n * classes, [](double x) { return x - x == 0; })) {
     back.recompute_scores();

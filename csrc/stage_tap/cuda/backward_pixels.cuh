@@ -76,12 +76,13 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
           }
         }
       } else {
-        int64_t row_bytes = (s.channels + 7) / 8;
+        int64_t row_bytes = (s.channels + 7) / 8, step = plan.lanes * row_bytes;
         const uint8_t* mask = P.mask + image * plan.positions * row_bytes + channel / 8;
         for (int i = first + lane; i < last; i += plan.lanes * kMaskAtOnce) {
+          const uint8_t* from = mask + i * row_bytes;
           Words<1> byte[kMaskAtOnce];
 #pragma unroll
-          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = load_stream_if<1>(i + t * plan.lanes < last, mask + (i + t * plan.lanes) * row_bytes, policy);
+          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = load_stream_if<1>(i + t * plan.lanes < last, from + t * step, policy);
 #pragma unroll
           for (int t = 0; t < kMaskAtOnce; ++t) {
             int pixel = i + t * plan.lanes;

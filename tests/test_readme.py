@@ -24,12 +24,28 @@ def test_there_is_code():
     assert len(PYTHON) >= 2
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/decisions.md", "docs/benchmarks.md", "docs/profile-cpu-2core.md"])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "csrc/README.md", ROOT / "bench/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+"""All that is written for people to read, but the reports of benchmarks."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_exist(document):
-    named = re.findall(r"`((?:csrc|interflow_kernels|python|bench|tests|docs)/[\w./-]*)`", (ROOT / document).read_text())
-    assert named
+    text = document.read_text()
+    named = re.findall(r"`((?:csrc|interflow_kernels|python|bench|tests|docs)/[\w./-]*)`", text)
+    assert named or document.parent.name in ("decisions", "docs") or document.name == "README.md"
     for path in named:
-        assert (ROOT / path).exists(), f"{document} names {path}"
+        assert (ROOT / path).exists() or "NAME" in path, f"{document} names {path}"  # NAME: of an operator to be
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (document.parent / link).exists(), f"{document} links {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_at_most_120_columns_wide(document):
+    fenced = False
+    for number, line in enumerate(document.read_text().splitlines(), 1):
+        fenced ^= line.startswith("```")
+        prose = not fenced and not line.startswith(("|", "    ", "<")) and "http" not in line
+        assert not prose or len(line) <= 120, f"{document}:{number} has {len(line)} columns"
 
 
 def test_make_targets_exist():

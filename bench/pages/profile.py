@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .kernels import KINDS, kind, short
-from .results import hardware, not_quiet, software
+from .results import hardware, not_quiet, prose, software
 from .tables import Cell, Table
 
 FILE = "profile.json"
@@ -41,7 +41,7 @@ def markdown(data: dict[str, Any], source: str) -> str:
     profiles = [{"torch": m["versions"]["torch"].split("+")[0], **profile} for profile in data["profiles"]]
     lines += [line for profile in profiles for line in inductor_lines(profile)]
     tables = [table for group in grouped(profiles) for table in (by_kind(group), *(by_kernel(profile, on_gpu) for profile in group))]
-    return "\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables)
+    return "\n".join(line if line.startswith(("#", "|")) else prose(line) for line in lines) + "\n" + "\n".join(table.markdown() for table in tables)
 
 
 def grouped(profiles: Sequence[Profile]) -> list[list[Profile]]:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pages.results import Results, Row, busy, headline, load, run_command, verdict, versioned
+from pages.results import Results, Row, busy, headline, load, prose, run_command, verdict, versioned
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
@@ -17,8 +17,10 @@ def section(results: Results, folder: str) -> str:
     reached = [goal["reached"] for _, goal in results.goals()]
     lines = [
         BEGIN,
-        f"Measured on {m['cores']} cores of an {m.get('gpu', m['cpu'])} with torch {m['versions']['torch']} on {results.date}. Ratio: the other's time over "
-        "ours, median of paired rounds with its 95 % interval. Every peer got the same inputs and its results were checked first." + busy(results),
+        prose(
+            f"Measured on {m['cores']} cores of an {m.get('gpu', m['cpu'])} with torch {m['versions']['torch']} on {results.date}. Ratio: the other's time over "
+            "ours, median of paired rounds with its 95 % interval. Every peer got the same inputs and its results were checked first." + busy(results)
+        ),
         "",
         "| with Interflow, fused, against | ratio | |",
         "|---|---|---|",
@@ -30,8 +32,10 @@ def section(results: Results, folder: str) -> str:
         "",
         f'<img src="{folder}/speed.png" width="480" alt="Speed-up of every case with its interval">',
         "",
-        f"All cases, the losing ones too: `{folder}/report.md`; charts: `{folder}/report.html`. Targets reached: {sum(reached)} of {len(reached)}. "
-        "`make bench` measures anew; `docs/benchmarks.md` says how to read it.",
+        prose(
+            f"All cases, the losing ones too: `{folder}/report.md`; charts: `{folder}/report.html`. Targets reached: {sum(reached)} of {len(reached)}. "
+            "`make bench` measures anew; `docs/benchmarks.md` says how to read it."
+        ),
         END,
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +82,11 @@ def _check(path: Path, found: Any, keys: Sequence[str], place: str) -> None:
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
         raise UnreadableError(f"{path} is not a run of these benchmarks: {place} has no {missing[0]!r}; it may be of another version, so measure again")
+
+
+def prose(text: str) -> str:
+    """A paragraph of a page, its lines at most 118 columns."""
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def run_command(main: Callable[[], None]) -> None:

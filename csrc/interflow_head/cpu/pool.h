@@ -76,7 +76,7 @@ INTERFLOW_INLINE void sum_strided(LongSum<Acc>& sum, const T* p, int64_t n, int6
 
 // --- runs of pixels whose channels have stride 1: each channel's sum over p[pixel * stride + c] -------------------------
 // One pixel after the other, the sums in L1: a single sequential stream. Adding 2, 4 or 8 pixels at once saves loads of the
-// sums but reads as many interleaved streams, which the prefetchers lose (docs/decisions.md).
+// sums but reads as many interleaved streams, which the prefetchers lose (docs/decisions/cpu-head.md).
 template <class Acc>
 struct PixelSums : LongColumns<Acc, kSlab> {
   int64_t channels, count = 0;  // pixels in `few`

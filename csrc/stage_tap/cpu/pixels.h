@@ -4,7 +4,7 @@ namespace interflow::INTERFLOW_ISA {
 
 constexpr int64_t kTapSlab = 512;  // channels that a unit sums at a time: 6-8 KB of sums in L1
 
-// Bytes that a window's reads are asked for ahead; measured in docs/decisions.md.
+// Bytes that a window's reads are asked for ahead; measured in docs/decisions/cpu-tap.md.
 constexpr int64_t kPixelsAhead = 256;
 
 // Sums of a slab's channels, over windows or pixels.

@@ -4,7 +4,7 @@
 //
 // One kernel for each layout: NHWC a thread takes 16 bytes of channels of a window, so four 16-byte loads before the first use,
 // and keeps its channels' sums; NCHW it takes tiles of two rows, two at a time, or one at a time from shared memory. Sums go through
-// shared memory, and over the parts of a map through global memory to the block that arrives last: docs/decisions.md.
+// shared memory, and over the parts of a map through global memory to the block that arrives last: docs/decisions/cuda-tap.md.
 #include "stage_tap/cuda/forward_pixels.cuh"
 #include "stage_tap/cuda/forward_planes.cuh"
 #include "stage_tap/cuda/launch.cuh"

@@ -6,7 +6,7 @@ y[b,k] = sum_i A_ik z_i[b,k] + c_k      "nxn": A_ik = sum_j M_ji, for all its ou
 import triton
 import triton.language as tl
 
-from ._math import to_fp32
+from ..common.math import to_fp32
 
 HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
 NXN: tl.constexpr = tl.constexpr(1)

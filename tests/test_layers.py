@@ -199,4 +199,7 @@ def test_units_of_one_layer_do_not_import_each_other(tmp_path):
 
 def test_a_module_without_a_layer_and_a_unit_without_modules_are_told(tmp_path):
     edges = made_up(tmp_path, new="")
-    assert list(upward(edges, (*MADE_UP_LAYERS, ("made.gone",)))) == ["made.new has no layer: name it in LAYERS", "LAYERS names made.gone, which does not exist"]
+    assert list(upward(edges, (*MADE_UP_LAYERS, ("made.gone",)))) == [
+        "made.new has no layer: name it in LAYERS",
+        "LAYERS names made.gone, which does not exist",
+    ]

@@ -50,14 +50,18 @@ def _mixed(z, matrix, i, N: tl.constexpr, N2: tl.constexpr):
 @triton.jit
 def weighted(z, attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, CLASSES_FIRST: tl.constexpr = False):
     """A[i, k] z of a tile whose classes are the last axis, or the first of two."""
+    # No return inside a branch: Triton goes on compiling after it, here products of shapes that do not fit.
     if MODE == NXN:
-        return _mixed(z, attention_weight, i, N, N2)
-    a = linear_weight(attention_weight, i, k, MODE, K)
-    if len(z.shape) == 1:
-        return z * a
-    if CLASSES_FIRST:
-        return z * a[:, None]
-    return z * a[None, :]
+        found = _mixed(z, attention_weight, i, N, N2)
+    else:
+        a = linear_weight(attention_weight, i, k, MODE, K)
+        if len(z.shape) == 1:
+            found = z * a
+        elif CLASSES_FIRST:
+            found = z * a[:, None]
+        else:
+            found = z * a[None, :]
+    return found
 
 
 @triton.jit

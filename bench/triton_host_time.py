@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import interflow_kernels
-from interflow_kernels.triton import _launch, registration, tiles
+from interflow_kernels.triton import registration, tiles
+from interflow_kernels.triton.common import launch as launcher
 
 STUB = Path(__file__).with_name("stub_cuda_driver.c")
 OPERATORS = torch.ops.interflow_kernels
@@ -47,29 +48,29 @@ def stub_the_driver(folder: str) -> None:
             return GPUTarget("cuda", 90, 32)
 
     driver.set_active(Stubbed())
-    options = _launch.options
-    _launch.options = lambda maker, *rest: options("cuda", *rest)
+    options = launcher.options
+    launcher.options = lambda maker, *rest: options("cuda", *rest)
     registration.REASONS["cpu"] = None
 
 
 @contextmanager
 def launching(way: str) -> Iterator[None]:
     """Inside it, every launch goes that way."""
-    launch = _launch._launch_by_triton
+    launch = launcher._launch_by_triton
     for cache in tiles._caches:
         cache.cache_clear()
-    known = _launch._is_known_version
+    known = launcher._is_known_version
     try:
-        _launch._is_known_version = way == "ours"
+        launcher._is_known_version = way == "ours"
         if way == "kernel[grid]":
-            _launch._launch_by_triton = partial(_bound, launch)
+            launcher._launch_by_triton = partial(_bound, launch)
         yield
     finally:
-        _launch._is_known_version, _launch._launch_by_triton = known, launch
+        launcher._is_known_version, launcher._launch_by_triton = known, launch
 
 
 def _bound(launch: Callable[..., Any], *arguments: Any) -> Any:
-    _launch._compiled.clear()
+    launcher._compiled.clear()
     return launch(*arguments)
 
 

@@ -42,7 +42,7 @@ def build_info() -> dict[str, Any] | None:
             return dict(json.loads(written.read_text()), has_avx2=_has_avx2())
         if _brought:
             return None  # a _C beside this file belongs to other libraries
-        from . import _C  # type: ignore[attr-defined]
+        from . import _C
     except (ImportError, ValueError):
         return None
     return dict(_C.build_info(), has_avx2=_C.has_avx2())

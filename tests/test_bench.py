@@ -179,7 +179,7 @@ import torch
 from harness.case import Provider
 from harness.twin import triton
 from interflow_kernels import stage_tap
-from interflow_kernels.triton._launch import noted
+from interflow_kernels.triton.common.launch import noted
 
 def step(_):
     u = torch.ones(1, 2, 4, 4, requires_grad=True)

@@ -153,7 +153,7 @@ def test_the_package_is_copied_without_what_is_compiled(tmp_path):
     kit.copied("interflow_kernels", ROOT / "interflow_kernels", tmp_path)
     kit.copied("interflow_vision", ROOT / "python/interflow_vision", tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"interflow_kernels/triton/stage_tap.py", "interflow_kernels/py.typed", "interflow_vision/__init__.py"} <= names
+    assert {"interflow_kernels/triton/stage_tap/forward.py", "interflow_kernels/py.typed", "interflow_vision/__init__.py"} <= names
     assert any(name.startswith("interflow_vision/") and name.endswith(".yaml") for name in names)
     assert not any(name.endswith((".so", ".pyc", ".json")) for name in names)
 

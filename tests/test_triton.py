@@ -95,7 +95,7 @@ import torch, interflow_kernels, sys
 from interflow_kernels import _backend, backend, stage_tap
 from interflow_kernels.triton import registration
 def served():
-    from interflow_kernels.triton._launch import noted
+    from interflow_kernels.triton.common.launch import noted
     with noted(launching=False) as launches:
         stage_tap(torch.ones(1, 1, 2, 2))
     return bool(launches)

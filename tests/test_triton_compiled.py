@@ -13,7 +13,11 @@ pytest.importorskip("triton", reason="Triton is not installed (pip install trito
 
 from triton_offline import TARGETS, compiled, recorded, resources, runtime_arguments, vgg16_maps
 
-from interflow_kernels.triton import _products, interflow_head, interflow_head_backward, stage_tap
+from interflow_kernels.triton.common import products
+from interflow_kernels.triton.interflow_head.backward import interflow_head_backward
+from interflow_kernels.triton.interflow_head.forward import interflow_head
+from interflow_kernels.triton.stage_tap.backward import stage_tap_backward
+from interflow_kernels.triton.stage_tap.forward import stage_tap
 
 K, WIDTHS = 1000, [128, 256, 512, 512]
 
@@ -22,8 +26,8 @@ def tap_launches(dtype, layout, max_pool=True, side=112):
     u = torch.empty(2, 128, side, side, dtype=dtype)
     u = u.to(memory_format=torch.channels_last) if layout == "channels_last" else u
     with recorded() as launches:
-        m, p, mask = stage_tap.stage_tap(u, torch.empty(128), max_pool, True)
-        stage_tap.stage_tap_backward(m if max_pool else None, p, mask, u, max_pool, layout == "channels_last", True)
+        m, p, mask = stage_tap(u, torch.empty(128), max_pool, True)
+        stage_tap_backward(m if max_pool else None, p, mask, u, max_pool, layout == "channels_last", True)
     return launches
 
 
@@ -32,9 +36,9 @@ def head_launches(dtype, layout, attention, source="maps", target="sm_90", width
     weight, bias, matrix, offset = (torch.empty(shape, dtype=dtype) for shape in ((K, sum(widths)), (n, K), (n, n), (n,)))
     features = vgg16_maps(2, dtype, layout) if source == "maps" else [torch.empty(2, w) for w in widths]
     with recorded(target) as launches:
-        y, _, pooled = interflow_head.interflow_head(features, weight, bias, matrix, offset, attention, [1, 1], False, None)
+        y, _, pooled = interflow_head(features, weight, bias, matrix, offset, attention, [1, 1], False, None)
         parameters = (weight, bias, matrix, offset, attention, widths)
-        interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, list(range(n)), True, True, True)
+        interflow_head_backward(y, None, pooled, *parameters, list(range(n)), True, True, True)
     return {launch.kernel.__name__: launch for launch in launches}
 
 
@@ -124,7 +128,7 @@ def test_gates_of_sixteen_stages(target):
 
 def test_no_programs_are_no_launch():
     with recorded() as launches:
-        interflow_head.interflow_head([torch.empty(2, 0, 4, 4)], torch.empty(3, 0), None, torch.empty(1), None, "1xn", [1, 1], False, None)
+        interflow_head([torch.empty(2, 0, 4, 4)], torch.empty(3, 0), None, torch.empty(1), None, "1xn", [1, 1], False, None)
     assert [launch.kernel.__name__ for launch in launches] == ["head_tail"]
 
 
@@ -169,7 +173,7 @@ def test_products_take_the_way_of_their_gpu(device, hip, capability, width, expe
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(warp_size=width))
-    assert _products.products_on.__wrapped__(torch.device(device)) == expected
+    assert products.products_on.__wrapped__(torch.device(device)) == expected
 
 
 def test_a_spill_is_seen():
@@ -224,30 +228,34 @@ class Driver:
 
 driver.set_active(Driver())
 from test_triton_compiled import WIDTHS
-from interflow_kernels.triton import _launch, interflow_head, interflow_head_backward, stage_tap
-_launch.options = lambda maker, *rest, options=_launch.options: options("cuda", *rest)
-_launch._address = Address
+from interflow_kernels.triton.common import launch as launcher
+from interflow_kernels.triton.interflow_head.backward import interflow_head_backward
+from interflow_kernels.triton.interflow_head.forward import interflow_head
+from interflow_kernels.triton.stage_tap.backward import stage_tap_backward
+from interflow_kernels.triton.stage_tap.forward import stage_tap
+launcher.options = lambda maker, *rest, options=launcher.options: options("cuda", *rest)
+launcher._address = Address
 
 
 def calls(batch, displaced=0, behind=0):
     seen.clear(), ways.clear()
     count = batch * 64 * 120
     u = torch.empty(displaced + count + behind, dtype=torch.bfloat16)[displaced : displaced + count].view(batch, 64, 12, 10)
-    m, p, mask = stage_tap.stage_tap(u, None, True, True)
-    stage_tap.stage_tap_backward(m, p, mask, u, True, False, True)
+    m, p, mask = stage_tap(u, None, True, True)
+    stage_tap_backward(m, p, mask, u, True, False, True)
     parameters = (torch.empty(20, sum(WIDTHS)), None, torch.empty(4, 4), torch.empty(4), "nxn")
-    y, _, pooled = interflow_head.interflow_head([torch.empty(batch, w) for w in WIDTHS], *parameters, [1, 1], False, None)
-    interflow_head_backward.interflow_head_backward(y, None, pooled, *parameters, WIDTHS, [0], True, True, True)
+    y, _, pooled = interflow_head([torch.empty(batch, w) for w in WIDTHS], *parameters, [1, 1], False, None)
+    interflow_head_backward(y, None, pooled, *parameters, WIDTHS, [0], True, True, True)
     return list(seen)
 
 
 first = calls(3)
 assert set(ways) == {{"usual"}}
-compiled = dict(_launch._compiled)
+compiled = dict(launcher._compiled)
 assert [c[0] for c in first] == ["tap_planes", "tap_planes_backward", "sum_rows", "head_tail", "head_gradients", "head_attention"], first
 assert calls(3) == first and set(ways) == {{"short"}}  # the launcher gets the same
 calls(16), calls(1)
-assert _launch._compiled == compiled  # no batch size compiles anew
+assert launcher._compiled == compiled  # no batch size compiles anew
 
 entered = []
 hook = lambda metadata: entered.append(metadata)
@@ -258,11 +266,11 @@ assert calls(3) == first and set(ways) == {{"short"}}
 
 calls(3, displaced=1)
 assert ways == ["usual", *["short"] * 5], ways  # code for aligned tensors does not get others
-assert len(_launch._compiled) == len(compiled) + 1
+assert len(launcher._compiled) == len(compiled) + 1
 torch.version.hip = "6.4"
 calls(5), calls(6, behind=2**30)
-assert len(_launch._compiled) == len(compiled) + 2  # AMD's code for memory within 2 GiB does not get more
-with _launch.noted(launching=False) as launches:
+assert len(launcher._compiled) == len(compiled) + 2  # AMD's code for memory within 2 GiB does not get more
+with launcher.noted(launching=False) as launches:
     assert calls(3) == []
 assert [launch.kernel.__name__ for launch in launches] == [c[0] for c in first]
 print("done")

@@ -13,9 +13,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from interflow_kernels.triton import interflow_head, interflow_head_backward, tiles
-from interflow_kernels.triton._launch import noted, options
-from interflow_kernels.triton._products import products
+from interflow_kernels.triton import tiles
+from interflow_kernels.triton.common.launch import noted, options
+from interflow_kernels.triton.common.products import products
+from interflow_kernels.triton.interflow_head import backward, forward
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 90, 100, 120)},
@@ -31,7 +32,7 @@ def recorded(target="sm_90"):
     gpu = TARGETS[target]
     way = products(gpu.backend, gpu.arch if gpu.backend == "cuda" else 0, gpu.warp_size)
     with pytest.MonkeyPatch.context() as patch, tiles.replaced(tiles.table()), noted(launching=False) as launches:
-        for module in (interflow_head, interflow_head_backward):
+        for module in (forward, backward):
             patch.setattr(module, "products_on", lambda device: way)
         yield launches
 

@@ -42,7 +42,9 @@ def main() -> None:
     for name in (
         "interflow_kernels/_cpu.abi3.so",
         "interflow_kernels/build_info.json",
+        "interflow_kernels/_C.pyi",
         "interflow_kernels/py.typed",
+        "interflow_kernels/triton/stage_tap/forward.py",
         "interflow_vision/cli/digits.yaml",
         "interflow_vision/models/vgg.py",
     ):

@@ -91,19 +91,19 @@ def _loaded(module: str, device: str) -> Any:
 
 
 def interflow_head(features: Any, weight: Any, *rest: Any) -> Any:
-    return _loaded("interflow_head", weight.device.type).interflow_head(features, weight, *rest)
+    return _loaded("interflow_head.forward", weight.device.type).interflow_head(features, weight, *rest)
 
 
 def interflow_head_backward(dy: Any, dbranches: Any, pooled: Any, *rest: Any) -> Any:
-    return _loaded("interflow_head_backward", pooled.device.type).interflow_head_backward(dy, dbranches, pooled, *rest)
+    return _loaded("interflow_head.backward", pooled.device.type).interflow_head_backward(dy, dbranches, pooled, *rest)
 
 
 def stage_tap(u: Any, *rest: Any) -> Any:
-    return _loaded("stage_tap", u.device.type).stage_tap(u, *rest)
+    return _loaded("stage_tap.forward", u.device.type).stage_tap(u, *rest)
 
 
 def stage_tap_backward(dm: Any, dp: Any, mask: Any, *rest: Any) -> Any:
-    return _loaded("stage_tap", mask.device.type).stage_tap_backward(dm, dp, mask, *rest)
+    return _loaded("stage_tap.backward", mask.device.type).stage_tap_backward(dm, dp, mask, *rest)
 
 
 # Each with the place of the argument that tells the device.

@@ -36,7 +36,7 @@ GAIN = 1.03  # below it a difference may be noise, and the rule stays
 LAYOUTS = ("channels_last", "contiguous")
 
 Clock = Callable[[Any], float]
-"""A `_launch.Launch` -> its time, in ms."""
+"""A `common.launch.Launch` -> its time, in ms."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def tap_problem(batch: int, shape: tuple[int, int, int], dtype: torch.dtype, layout: str, max_pool: bool, device: str) -> Problem:
     """A tap [B, C, H, W], forward and backward."""
-    from .stage_tap import stage_tap, stage_tap_backward
+    from .stage_tap.backward import stage_tap_backward
+    from .stage_tap.forward import stage_tap
 
     channels, height, width = shape
     u, shift = tap_inputs(TapCase((batch, *shape), dtype, layout, max_pool))
@@ -185,7 +186,7 @@ def _poisoned() -> Iterator[None]:
 
 def launched(problem: Problem, kernel: str, entries: tiles.Table) -> Any:
     """The kernel's launch in a run of the problem under a table; its results are checked. Raises Unfit."""
-    from ._launch import noted
+    from .common.launch import noted
 
     with tiles.replaced(entries), noted() as launches, _poisoned():
         outputs = problem.run()

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from interflow_kernels import FusedInterflowHead, backend, interflow_head
 from interflow_kernels.reference import pooled_stage
 from interflow_kernels.testing import ATTENTIONS, LAYOUTS, HeadCase, assert_close, gradients, head_inputs, in_layout, magnitudes
-from interflow_kernels.triton import interflow_head as forward_host
-from interflow_kernels.triton import interflow_head_backward as backward_host
 from interflow_kernels.triton import tiles
-from interflow_kernels.triton._launch import noted
-from interflow_kernels.triton._products import MULTIPLY_ADDS
+from interflow_kernels.triton.common.launch import noted
+from interflow_kernels.triton.common.products import MULTIPLY_ADDS
+from interflow_kernels.triton.interflow_head import backward as backward_host
+from interflow_kernels.triton.interflow_head import forward as forward_host
 
 raw_head = torch.ops.interflow_kernels.interflow_head
 raw_backward = torch.ops.interflow_kernels.interflow_head_backward

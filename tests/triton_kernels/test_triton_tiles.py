@@ -11,8 +11,9 @@ from test_triton_tap import check as check_tap
 
 from interflow_kernels import FusedInterflowHead
 from interflow_kernels.testing import HeadCase, TapCase, gradients, head_inputs, in_layout
-from interflow_kernels.triton import stage_tap, tiles, tune
-from interflow_kernels.triton._launch import noted
+from interflow_kernels.triton import tiles, tune
+from interflow_kernels.triton.common.launch import noted
+from interflow_kernels.triton.stage_tap.forward import stage_tap
 
 
 def different(launches):
@@ -98,7 +99,7 @@ def test_an_image_does_not_depend_on_its_batch_under_another_table(attention, dt
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_tap_of_an_image_does_not_depend_on_its_batch_under_another_table(layout, device):
     u = torch.randn(2, 24, 9, 8).to(device)
-    run = lambda chosen: stage_tap.stage_tap(in_layout(u[chosen], layout), None, True, False)[:2]  # noqa: E731
+    run = lambda chosen: stage_tap(in_layout(u[chosen], layout), None, True, False)[:2]  # noqa: E731
     by_rule = run(torch.arange(2))
     entries, _ = other_table(lambda: run([0]), 0.25)
     with tiles.replaced(entries):

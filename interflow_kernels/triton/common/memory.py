@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .._tap_format import new_map
+from ..._tap_format import new_map
 
 Allocation = Callable[[], Tensor]
 

@@ -12,7 +12,7 @@ programs there are, so an image's bits do not depend on its batch. WIDE: offsets
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, sum_of_rows, to_fp32
+from ..common.math import add_exactly, from_fp32, sum_of_rows, to_fp32
 
 
 @triton.jit

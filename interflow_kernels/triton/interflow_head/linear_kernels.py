@@ -6,7 +6,7 @@ y[b,k] = sum_i A_ik z_i[b,k] + c_k      "nxn": A_ik = sum_j M_ji, for all its ou
 import triton
 import triton.language as tl
 
-from ._math import to_fp32
+from ..common.math import to_fp32
 
 HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
 NXN: tl.constexpr = tl.constexpr(1)
@@ -50,14 +50,17 @@ def _mixed(z, matrix, i, N: tl.constexpr, N2: tl.constexpr):
 @triton.jit
 def weighted(z, attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, CLASSES_FIRST: tl.constexpr = False):
     """A[i, k] z of a tile whose classes are the last axis, or the first of two."""
+    # No return inside a branch: Triton goes on compiling after it, here products of shapes that do not fit.
     if MODE == NXN:
         found = _mixed(z, attention_weight, i, N, N2)
-    elif len(z.shape) == 1:
-        found = z * linear_weight(attention_weight, i, k, MODE, K)
-    elif CLASSES_FIRST:
-        found = z * linear_weight(attention_weight, i, k, MODE, K)[:, None]
     else:
-        found = z * linear_weight(attention_weight, i, k, MODE, K)[None, :]
+        a = linear_weight(attention_weight, i, k, MODE, K)
+        if len(z.shape) == 1:
+            found = z * a
+        elif CLASSES_FIRST:
+            found = z * a[:, None]
+        else:
+            found = z * a[None, :]
     return found
 
 

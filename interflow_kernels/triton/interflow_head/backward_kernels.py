@@ -13,9 +13,9 @@ dM_ij = sum ds_i z_j, dc_i = sum ds_i. Every sum has one order, that of dp does 
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
-from .interflow_head_kernels import branch_scores, gate_argument, gated
-from .interflow_head_linear_kernels import CLASSWISE, FOLDED, GATED, NXN, weighted
+from ..common.math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
+from .forward_kernels import branch_scores, gate_argument, gated
+from .linear_kernels import CLASSWISE, FOLDED, GATED, NXN, weighted
 
 
 @triton.jit(do_not_specialize=["batch"])

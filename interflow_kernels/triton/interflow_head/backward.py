@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import interflow_head_backward_kernels as kernels
-from . import tiles
-from ._checks import Description, contiguous, described, description, fail
-from ._launch import Launcher, elsewhere
-from ._memory import Allocation, Memory, fill_is_on
-from ._products import MULTIPLY_ADDS, PARTS, products_on
-from .interflow_head import MAX_STAGES, MODES, check_parameters, dtype_name
+from .. import tiles
+from ..common.checks import Description, contiguous, described, description, fail
+from ..common.launch import Launcher, elsewhere
+from ..common.memory import Allocation, Memory, fill_is_on
+from ..common.products import MULTIPLY_ADDS, PARTS, products_on
+from . import backward_kernels as kernels
+from .parameters import MAX_STAGES, MODES, check_parameters, dtype_name
 
 FP32 = torch.float32
 

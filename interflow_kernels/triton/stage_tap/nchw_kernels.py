@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, to_fp32
-from .stage_tap_kernels import gradient_of_mean, gradients, index, on_grid_of, packed, passes_by, rectified, unpacked, window, windows
+from ..common.math import add_exactly, from_fp32, to_fp32
+from .kernels import gradient_of_mean, gradients, index, on_grid_of, packed, passes_by, rectified, unpacked, window, windows
 
 
 @triton.jit

@@ -12,8 +12,8 @@ launches, without counters or barriers between programs.
 import triton
 import triton.language as tl
 
-from ._math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
-from .interflow_head_linear_kernels import GATED, linear_offset, weighted
+from ..common.math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
+from .linear_kernels import GATED, linear_offset, weighted
 
 STAGE_FIELDS: tl.constexpr = tl.constexpr(16)  # of a stage in STAGES, in the order of _pool's constants
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from ._math import INTERPRETED
+from .math import INTERPRETED
 
 SHORT_WAY = ((3, 6), (3, 9))
 """The first and the last version of Triton whose `compiled.run(x, y, z, stream, function, metadata, launch_metadata, enter, exit, *arguments)` was read."""

@@ -18,7 +18,8 @@ def section(results: Results, folder: str) -> str:
     lines = [
         BEGIN,
         prose(
-            f"Measured on {m['cores']} cores of an {m.get('gpu', m['cpu'])} with torch {m['versions']['torch']} on {results.date}. Ratio: the other's time over "
+            f"Measured on {m['cores']} cores of an {m.get('gpu', m['cpu'])} with torch {m['versions']['torch']} on {results.date}. "
+            "Ratio: the other's time over "
             "ours, median of paired rounds with its 95 % interval. Every peer got the same inputs and its results were checked first." + busy(results)
         ),
         "",

@@ -21,7 +21,8 @@ from interflow_vision.reports import comparison, timing
 from interflow_vision.reports import curves as report
 from interflow_vision.reports.contribution import Contribution, branch_terms
 from interflow_vision.training import checkpoints, runs
-from interflow_vision.training.classifier import CHECKPOINT_KEY, Classifier, one_cycle
+from interflow_vision.training.classifier import CHECKPOINT_KEY, Classifier
+from interflow_vision.training.optimization import one_cycle
 
 TINY = {"width": 0.0625, "lr": 0.02}
 

@@ -9,8 +9,7 @@ from torch import Tensor, fx, nn
 
 from interflow_kernels import AuxiliaryHeads, InterflowHead
 
-from ..errors import require_torchvision
-from . import inference
+from . import inference, pretrained
 from .heads import LastHead, create_head, pooled
 from .stages import STAGES as STAGE_ENDS
 from .stages import stage_end
@@ -83,28 +82,10 @@ class VGG(nn.Module):
         self.head_name = head
         self.pool_size = (pool_size, pool_size) if isinstance(pool_size, int) else (pool_size[0], pool_size[1])
         self._trunk_options: dict[str, Any] = {"widths": widths, "stage": stage, "stages": stages, "width": width, "in_channels": in_channels, "pool5": pool5}
-        self.feature_info: list[dict[str, Any]] = []  # as timm: num_chs, reduction, module of each stage
-
-        layers: list[tuple[Place, nn.Module]] = []
-        count, channels, reduction = 0, in_channels, 1
-        for block in widths:
-            for position, base in enumerate(block):
-                count += 1
-                previous, channels = channels, max(1, round(base * width))
-                last = count == convolutions
-                max_pool = position == len(block) - 1 and (not last or (head == "last" and pool5))
-                layers.append((Place("convolution"), nn.Conv2d(previous, channels, 3, padding=1)))
-                if batch_norm:
-                    layers.append((Place("norm"), nn.BatchNorm2d(channels)))
-                if max_pool or count in ends:
-                    layers.append((Place("end", max_pool, count in ends), stage_end(stage, max_pool, count in ends, last, self.pool_size)))
-                else:
-                    layers.append((Place("relu"), nn.ReLU()))
-                if count in ends:
-                    self.feature_info.append({"num_chs": channels, "reduction": reduction * (2 if max_pool and last else 1)})
-                reduction *= 2 if max_pool else 1
+        layers, self.feature_info, self.min_size = _layers(
+            widths, ends, convolutions, stage, width, in_channels, batch_norm, head == "last" and pool5, self.pool_size
+        )
         self._set_trunk(Trunk(layers))
-        self.min_size = reduction
         self._head_options: dict[str, Any] = {
             "attention": attention,
             "pool_size": pool_size,
@@ -246,24 +227,48 @@ class VGG(nn.Module):
 
         Raises ValueError where the weights do not fit: width must be 1 and vgg16_bn wants torchvision's vgg16_bn.
         """
-        given = {key.removeprefix("features."): value for key, value in state_dict.items() if key.startswith("features.")}
-        own = self.features.state_dict()
-        odd = sorted(set(given) ^ set(own), key=lambda key: int(key.split(".")[0]))
-        if odd:
-            what = "lack" if odd[0] in own else "have"
-            kind = "vgg16_bn" if self.batch_norm else "vgg16"
-            raise ValueError(f"torchvision's weights {what} features.{odd[0]}, unlike this model; it needs those of torchvision's {kind}")
-        for key, value in own.items():
-            if given[key].shape != value.shape:
-                shapes = f"torchvision's features.{key} is {list(given[key].shape)}, this model's {list(value.shape)}"
-                raise ValueError(f"{shapes}; pretrained weights need width=1 and in_channels=3")
-        self.features.load_state_dict(given)
+        pretrained.take_torchvision_weights(self, state_dict)
 
     def load_pretrained(self) -> None:
         """torchvision's ImageNet weights for the convolutions, downloaded by torchvision; MissingPackageError without it."""
-        torchvision = require_torchvision("pretrained=True")
-        name = "VGG16_BN_Weights" if self.batch_norm else "VGG16_Weights"
-        self.load_torchvision_convolutions(torchvision.models.get_weight(f"{name}.IMAGENET1K_V1").get_state_dict(progress=True))
+        self.load_torchvision_convolutions(pretrained.imagenet_weights(self.batch_norm))
+
+
+def _layers(
+    widths: Sequence[Sequence[int]],
+    ends: set[int],
+    convolutions: int,
+    stage: str,
+    width: float,
+    in_channels: int,
+    batch_norm: bool,
+    last_pool: bool,
+    pool_size: tuple[int, int],
+) -> tuple[list[tuple[Place, nn.Module]], list[dict[str, Any]], int]:
+    """The trunk's layers in order, feature_info of its stages (as timm: num_chs, reduction), and the smallest side of an image.
+
+    ends: after which convolutions a stage ends; last_pool: whether a max-pool follows the last one.
+    """
+    feature_info: list[dict[str, Any]] = []
+    layers: list[tuple[Place, nn.Module]] = []
+    count, channels, reduction = 0, in_channels, 1
+    for block in widths:
+        for position, base in enumerate(block):
+            count += 1
+            previous, channels = channels, max(1, round(base * width))
+            last = count == convolutions
+            max_pool = position == len(block) - 1 and (not last or last_pool)
+            layers.append((Place("convolution"), nn.Conv2d(previous, channels, 3, padding=1)))
+            if batch_norm:
+                layers.append((Place("norm"), nn.BatchNorm2d(channels)))
+            if max_pool or count in ends:
+                layers.append((Place("end", max_pool, count in ends), stage_end(stage, max_pool, count in ends, last, pool_size)))
+            else:
+                layers.append((Place("relu"), nn.ReLU()))
+            if count in ends:
+                feature_info.append({"num_chs": channels, "reduction": reduction * (2 if max_pool and last else 1)})
+            reduction *= 2 if max_pool else 1
+    return layers, feature_info, reduction
 
 
 def _split(stages: Sequence[int], convolutions: int) -> tuple[int, ...]:
@@ -284,7 +289,7 @@ def vgg16_bn(*, pretrained: bool = False, **options: Any) -> VGG:
     return _built(VGG(batch_norm=True, **options), pretrained)
 
 
-def _built(model: VGG, pretrained: bool) -> VGG:
-    if pretrained:
+def _built(model: VGG, with_weights: bool) -> VGG:
+    if with_weights:
         model.load_pretrained()
     return model

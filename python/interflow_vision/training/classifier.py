@@ -16,21 +16,11 @@ from ..models.registry import create_model
 from ..models.wrappers import unwrapped
 from ..processes import EveryProcessError
 from ..reports.contribution import Contribution, branch_terms
-from . import checks
+from . import checks, optimization
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
 
 CHECKPOINT_KEY = "interflow_vision"
 """Where a checkpoint keeps the preprocessing and the names of the classes."""
-
-
-def one_cycle(progress: float, warmup: float, start: float = 0.04, end: float = 0.001) -> float:
-    """The learning rate's factor at `progress` in [0, 1]: cosine from `start` to 1 in the first `warmup`, then cosine to `end`.
-
-    torch's OneCycleLR cannot go on when a resumed run gets more epochs; a factor of progress can.
-    """
-    if progress < warmup:
-        return 1 + (start - 1) * (1 + math.cos(math.pi * progress / warmup)) / 2
-    return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
 
 
 class Classifier(LightningModule):
@@ -124,7 +114,7 @@ class Classifier(LightningModule):
         self.class_names: tuple[str, ...] = ()
         self._guard = LossGuard(skip_nonfinite)
         self._evaluation_guard = EvaluationGuard()
-        self._schedule: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR] | None = None
+        self._schedule: torch.optim.lr_scheduler.LambdaLR | None = None
         self._contribution = Contribution()
         self._started = 0.0  # seconds, time.perf_counter
         self._images = 0
@@ -220,28 +210,17 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov momentum and the one-cycle factor, a step each batch."""
-        head_bias = {id(module.bias) for module in self.modules() if isinstance(module, InterflowHead)}  # [n, K], whatever wraps the head
-        decayed = [p for name, p in self.named_parameters() if p.dim() > 1 and "attention" not in name and id(p) not in head_bias]
-        chosen = {id(p) for p in decayed}
-        rest = [p for p in self.parameters() if id(p) not in chosen]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
-        total = max(1, int(self.trainer.estimated_stepping_batches)) if math.isfinite(self.trainer.estimated_stepping_batches) else None
-        if total is None:
+        batches = self.trainer.estimated_stepping_batches
+        if not math.isfinite(batches):
             raise EveryProcessError("one cycle of the learning rate needs an end: give --trainer.max_epochs or --trainer.max_steps")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / total, self.warmup))
-        self._schedule = (optimizer, schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        settings = optimization.Settings(self.lr, self.momentum, self.weight_decay, self.warmup)
+        self._schedule = optimization.sgd_one_cycle(self, settings, max(1, int(batches)))
+        return {"optimizer": self._schedule.optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """A resumed run has the optimiser's settings of the checkpoint: this run's own (--model.lr ...) take their place."""
-        if self._schedule is None:
-            return
-        optimizer, schedule = self._schedule
-        schedule.base_lrs = [self.lr] * len(optimizer.param_groups)
-        for group, decay, factor in zip(optimizer.param_groups, (self.weight_decay, 0.0), schedule.lr_lambdas, strict=True):
-            group.update(weight_decay=decay, momentum=self.momentum, nesterov=self.momentum > 0, initial_lr=self.lr)
-            group["lr"] = self.lr * factor(schedule.last_epoch)
+        if self._schedule is not None:
+            optimization.apply(optimization.Settings(self.lr, self.momentum, self.weight_decay, self.warmup), self._schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a prediction needs beside the weights; EveryProcessError where a weight is not finite."""

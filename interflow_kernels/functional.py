@@ -65,7 +65,8 @@ def interflow_head(
     NaN and infinities stand in y and in the branch scores where plain PyTorch has them (`backend("eager")`), 0 * inf included; a
     gradient is finite where PyTorch's is and nowhere else, but NaN and infinity may stand for each other in it. One thing differs:
     a number that is too large only on PyTorch's way there, such as a half-precision branch score or a term of "nxn" that another
-    cancels, need not spoil the result, because sums are wider and "nxn" adds M's columns first.
+    cancels, need not spoil the result, because sums are wider and "nxn" adds M's columns first. The CUDA kernels keep the rule for
+    features; an infinite weight or attention weight may give NaN there where PyTorch gives an infinity.
 
     Differentiable once in features, weight, bias and attention; a second differentiation raises NotImplementedError.
     Raises ValueError or TypeError, naming the argument, what was expected and what came.

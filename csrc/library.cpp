@@ -27,7 +27,7 @@ constexpr const char* kSchemas[] = {
 
     // u [B, C, H, W]; shift [C] in u's dtype or fp32. max_pool: whether m is wanted; need_mask: whether backward will be.
     // -> m [B, C, H/2, W/2] in u's dtype, channels_last where u's channels have stride 1, or [0]; p [B, C] in fp32 (fp64 for
-    // fp64 u); mask [bytes] uint8, see stage_tap.h, or [0].
+    // fp64 u); mask [bytes] uint8, see stage_tap/contract.h, or [0].
     "stage_tap(Tensor u, Tensor? shift, bool max_pool, bool need_mask) -> (Tensor m, Tensor p, Tensor mask)",
     // dm [B, C, H/2, W/2] in u's dtype and dp [B, C] as p, any strides, each may be missing; like: any tensor of u's shape and dtype,
     // never read; channels_last: of u and du. -> du [B, C, H, W], dshift [C] as p or [0].

@@ -1,4 +1,4 @@
-"""Who records the call: a compiler, an exporter, a tracer or nobody. It decides by which road an operator is reached."""
+"""Who records the call: a compiler, an exporter, a tracer or nobody. It decides by which route an operator is reached."""
 
 import torch
 from torch._C._functorch import TransformType
@@ -32,7 +32,7 @@ def _road_while_compiling() -> str:
 _road_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def road() -> str:
+def route() -> str:
     """EAGER, COMPILED, OPERATOR, PLAIN or FORWARD_MODE. Asked while Dynamo traces, it guards on an open dual level (torch.autograd.forward_ad)."""
     if torch.compiler.is_compiling():
         found = _road_while_compiling()

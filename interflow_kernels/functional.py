@@ -31,10 +31,10 @@ def run_head(
     need_branches: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
-    road = _tracing.road()
-    if not _serves(weight) or road == _tracing.PLAIN:
+    route = _tracing.route()
+    if not _serves(weight) or route == _tracing.PLAIN:
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
-    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, road)
+    return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, route)
 
 
 def interflow_head(
@@ -127,7 +127,7 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
         return _fx.leaf(stage_tap, u, shift, max_pool=max_pool)
     _validate.tap(u, shift)
     max_pool = _options.flag(max_pool, "max_pool")
-    road = _tracing.road()
-    if not _serves(u) or road == _tracing.PLAIN:
+    route = _tracing.route()
+    if not _serves(u) or route == _tracing.PLAIN:
         return reference.stage_tap(u, shift, max_pool)
-    return ops.stage_tap(u, shift, max_pool, road)
+    return ops.stage_tap(u, shift, max_pool, route)

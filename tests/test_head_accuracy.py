@@ -119,7 +119,7 @@ def test_tap(batch, channels, side, layout, dtype, max_pool, kind):
 
 
 def test_an_error_is_seen():
-    """The comparison itself: a sum that one storey gives is refused."""
+    """The comparison itself: a sum that one level gives is refused."""
     x = torch.full((1, 1, 256, 256), 0.1)
     naive = torch.from_numpy(np.cumsum(x.flatten().numpy()))[-1].reshape(1, 1) / x.numel()
     exact = longdouble(x[:, :, 0, 0])

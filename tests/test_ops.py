@@ -50,9 +50,9 @@ def test_opcheck_backward(attention):
         torch.library.opcheck(raw_backward, [dy, dz, *rest, stages, *needs], test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
 
 
-@pytest.mark.parametrize("road", ["public", "raw"])
+@pytest.mark.parametrize("route", ["public", "raw"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_gradcheck(attention, road):
+def test_gradcheck(attention, route):
     case = HeadCase(batch=2, maps=((3, 4, 3), (2, 2, 2)), classes=3, attention=attention, dtype=torch.float64)
     maps, *given, _, _, _, _ = raw_arguments(case)
     given = [t if t is None else t.detach().requires_grad_(attention != "hard" or i < 2) for i, t in enumerate(given)]
@@ -61,7 +61,7 @@ def test_gradcheck(attention, road):
     def run(*inputs):
         it = iter(inputs[2:])
         full = [None if t is None else next(it) for t in given]
-        if road == "raw":
+        if route == "raw":
             return raw(list(inputs[:2]), *full, attention, [1, 1], True, None)[:2]
         return interflow_head(list(inputs[:2]), *full, attention=attention, return_branches=True)
 
@@ -145,8 +145,8 @@ def test_compiled_windows_and_branches():
 
 # --- autocast ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("road", ["public", "compiled", "raw"])
-def test_autocast(road, dtype):
+@pytest.mark.parametrize("route", ["public", "compiled", "raw"])
+def test_autocast(route, dtype):
     torch._dynamo.reset()
     case = HeadCase(batch=2, maps=SMALL, classes=5)
     head = FusedInterflowHead.from_eager(case.head())
@@ -155,7 +155,7 @@ def test_autocast(road, dtype):
         "public": head,
         "compiled": torch.compile(head, fullgraph=True, backend="aot_eager"),
         "raw": lambda m: raw(m, *parameters(head), "nxn", [1, 1], False, None)[0],
-    }[road]
+    }[route]
     with torch.autocast("cpu", dtype=dtype):
         results = all_gradients(f, head, maps)
     assert results[0].dtype == dtype

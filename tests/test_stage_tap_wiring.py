@@ -51,13 +51,13 @@ def test_opcheck_backward(layout, max_pool):
 
 @FORMS
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("road", ["public", "raw"])
-def test_gradcheck(road, layout, max_pool):
+@pytest.mark.parametrize("route", ["public", "raw"])
+def test_gradcheck(route, layout, max_pool):
     for shape in ((2, 3, 4, 5), (1, 2, 1, 3)):
         u, shift = distinct(TapCase(shape, torch.float64, layout))
 
         def call(u, shift):
-            m, p = stage_tap(u, shift, max_pool=max_pool) if road == "public" else raw(u, shift, max_pool, True)[:2]
+            m, p = stage_tap(u, shift, max_pool=max_pool) if route == "public" else raw(u, shift, max_pool, True)[:2]
             return (m, p) if max_pool else p
 
         assert torch.autograd.gradcheck(call, (u, shift))
@@ -153,12 +153,12 @@ def test_compiled_sizes_may_be_dynamic():
 
 
 # --- autocast ------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("road", ["public", "compiled", "raw"])
+@pytest.mark.parametrize("route", ["public", "compiled", "raw"])
 @BOTH
-def test_autocast_casts_nothing(layout, road):
+def test_autocast_casts_nothing(layout, route):
     torch._dynamo.reset()
     conv, x = nn.Conv2d(3, 8, 3), in_layout(torch.randn(2, 3, 9, 8), layout)
-    tap = {"public": stage_tap, "compiled": torch.compile(stage_tap, fullgraph=True, backend="aot_eager"), "raw": lambda u, s: raw(u, s, True, True)[:2]}[road]
+    tap = {"public": stage_tap, "compiled": torch.compile(stage_tap, fullgraph=True, backend="aot_eager"), "raw": lambda u, s: raw(u, s, True, True)[:2]}[route]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         u = conv._conv_forward(x, conv.weight, None)
         m, p = tap(u, conv.bias)

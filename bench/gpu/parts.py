@@ -69,7 +69,7 @@ CALLS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "call2": (("test", 200),),  # the suites
     "call3": (("headline", 150), ("bench", 75)),  # what it is for, and peers
 }
-"""Three visits of at most 210 seconds to a GPU that is there for fifteen minutes: (part, its limit)."""
+"""Three visits of at most 225 seconds to a GPU that is there for fifteen minutes: (part, its limit)."""
 
 
 def perform(asked: tuple[tuple[str, float], ...], setting: Setting) -> int:

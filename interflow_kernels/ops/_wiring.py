@@ -1,6 +1,6 @@
 """What every operator's differentiation shares.
 
-It has two roads: the raw operators have `register_autograd` (opcheck, callers of torch.ops); the public function has its own
+It has two routes: the raw operators have `register_autograd` (opcheck, callers of torch.ops); the public function has its own
 autograd.Function, the only arrangement in which torch.func, fullgraph compilation, stride-0 gradients and autocast all hold.
 """
 
@@ -59,7 +59,7 @@ def forward_mode_raises(function: Any, sentence: str) -> Callable[[], Any]:
 
 
 def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forward_mode: str) -> Any:
-    """The Function by which the public road calls the backward operator `name`: a second differentiation raises, by whichever road it comes.
+    """The Function by which the public route calls the backward operator `name`: a second differentiation raises, by whichever route it comes.
 
     operator: gives what is called in place of the operator, looked up at each call.
     twice, forward_mode: the sentences for a second differentiation, and for one in forward mode.

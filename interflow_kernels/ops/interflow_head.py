@@ -86,7 +86,7 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and is_channels_last(x)
 
 
-# --- what both roads do -------------------------------------------------------------------------------------------------
+# --- what both routes do -------------------------------------------------------------------------------------------------
 def _remember(ctx: Any, attention: str, pool_size: Sequence[int], features: Sequence[Tensor], pooled: Tensor, parameters: Sequence[Tensor | None]) -> None:
     """Saves pooled [B, D] and the parameters; of the features, only what their gradients' shape and layout need."""
     ctx.set_materialize_grads(False)
@@ -218,18 +218,18 @@ def interflow_head(
     attention: str,
     pool_size: tuple[int, int],
     need_branches: bool,
-    road: str = EAGER,
+    route: str = EAGER,
 ) -> tuple[Tensor, Tensor | None]:
     """features n of [B, C_i, H_i, W_i] or [B, D_i], checked -> y [B, K], Z [B, n, K] or None. Autocast is settled here.
 
-    road: who records the call, by _tracing.road(); not PLAIN.
+    route: who records the call, by _tracing.route(); not PLAIN.
     """
     dtype = reference.autocast_dtype(weight)
-    if road == FORWARD_MODE:
+    if route == FORWARD_MODE:
         raise NotImplementedError(_NO_FORWARD_MODE)
-    if road == OPERATOR or (
-        road == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
-    ):  # the shortest road, for serving
+    if route == OPERATOR or (
+        route == EAGER and torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active()
+    ):  # the shortest route, for serving
         y, branches, _ = raw_interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype)
     else:
         y, branches, _ = _call(attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features)

@@ -46,7 +46,7 @@ def _(dm, dp, mask, like, max_pool, channels_last, need_shift):  # type: ignore[
     return du, like.new_empty((like.shape[1] if need_shift else 0,), dtype=accumulation_dtype(like))
 
 
-# --- what both roads do -------------------------------------------------------------------------------------------------
+# --- what both routes do -------------------------------------------------------------------------------------------------
 def _remember(ctx: Any, u: Tensor, shift: Tensor | None, max_pool: bool, mask: Tensor) -> None:
     ctx.set_materialize_grads(False)
     ctx.shape, ctx.dtype, ctx.max_pool, ctx.channels_last = u.shape, u.dtype, max_pool, is_channels_last(u)
@@ -125,14 +125,14 @@ class _Tap(torch.autograd.Function):
 _tap = forward_mode_raises(_Tap, _NO_FORWARD_MODE)
 
 
-def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, road: str = EAGER) -> tuple[Tensor | None, Tensor]:
+def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, route: str = EAGER) -> tuple[Tensor | None, Tensor]:
     """u [B, C, H, W], shift [C], checked -> m [B, C, H/2, W/2] or None, p [B, C]. No mask is written where no graph is built.
 
-    road: who records the call, by _tracing.road(); not PLAIN. A recorded program keeps its mask: it may be differentiated later.
+    route: who records the call, by _tracing.route(); not PLAIN. A recorded program keeps its mask: it may be differentiated later.
     """
-    if road == FORWARD_MODE:
+    if route == FORWARD_MODE:
         raise NotImplementedError(_NO_FORWARD_MODE)
-    if road == OPERATOR:
+    if route == OPERATOR:
         m, p, _ = raw_stage_tap(u, shift, max_pool, True)
     elif builds_no_graph((u, shift)) and not torch._C._are_functorch_transforms_active():
         m, p, _ = below_autograd(raw_stage_tap, u, shift, max_pool, False)

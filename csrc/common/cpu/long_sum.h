@@ -1,13 +1,13 @@
-// Sums of many numbers in two storeys: runs of a few numbers in Acc, and sums of the runs. Nothing about one operator.
+// Sums of many numbers in two levels: runs of a few numbers in Acc, and sums of the runs. Nothing about one operator.
 //
-// Acc alone rounds every addition of equal numbers the same way, so that errors add up. The second storey is fp64 for fp32 numbers. For
+// Acc alone rounds every addition of equal numbers the same way, so that errors add up. The second level is fp64 for fp32 numbers. For
 // fp64 ones it is fp64 with what each addition loses beside it (D. Knuth's TwoSum, gathered as A. Neumaier does).
 // No include guard: see vector.h. A run is at most kRun<Acc> additions long.
 
 namespace interflow::INTERFLOW_ISA {
 
 template <class Acc>
-constexpr int64_t kRun = sizeof(Acc) == 4 ? 16 : 8;  // fp64's second storey is hardly finer than its first: runs are short
+constexpr int64_t kRun = sizeof(Acc) == 4 ? 16 : 8;  // fp64's second level is hardly finer than its first: runs are short
 
 // sum += x; lost += what the addition rounded off.
 template <class V>

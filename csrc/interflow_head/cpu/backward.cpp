@@ -4,7 +4,7 @@
 //   dp_i[b,:] = sum_k dscores[b,i,k] W_i[k,:]        dW_i[k,:] = sum_b dscores[b,i,k] p_i[b,:]        db[i,k] = sum_b dscores[b,i,k]
 //   dA[i,k]   = sum_b dy[b,k] Z[b,i,k]               from which the attention's parameters take their sums.
 // Without dZ a linear mode needs no Z for dA: with G = dy^T p, dW_i = A_i G_i and dA[i,k] = W_i[k,:] . G_i[k,:] + b_i[k] sum_b dy[b,k],
-// so Z is neither saved nor recomputed. Every sum has one fixed order and two storeys.
+// so Z is neither saved nor recomputed. Every sum has one fixed order and two levels.
 //
 // A gradient is finite where that of the definition is, and only there. A factor taken out of a sum could hide or add an infinity, so with
 // an infinite or NaN A the gradients come from dscores and Z, and so does dA where the products give anything that is not finite.

@@ -2,7 +2,7 @@
 //
 // Each output element is summed in one order whatever the tile it is computed in, so that bits depend neither on B nor on
 // the thread count: forward along d in one vector of partial sums a stage, backward along k or b one after the other; runs of
-// kProductRun or kImageRun steps in Acc, the runs in the second storey of long_sum.h.
+// kProductRun or kImageRun steps in Acc, the runs in the second level of long_sum.h.
 //
 // y[b,k] = sum_i A_ik z_i + c is summed in lanes, and nxn's A is the sum of M's columns. Where that is not finite, `careful_logit` finds it
 // again as the definition says, so that NaN and infinities stand where the definition puts them.
@@ -25,7 +25,7 @@ INTERFLOW_INLINE bool is_finite(Acc x) {
   return x - x == 0;
 }
 
-// Tiles of sums whose runs are carried into the second storey: MB x NV vectors.
+// Tiles of sums whose runs are carried into the second level: MB x NV vectors.
 template <int MB, int NV, class Acc>
 struct LongTile {
   LongVector<Acc> all[MB][NV];  // undefined before the first run is carried

@@ -236,7 +236,7 @@ constexpr int kFactorsAt = kWeightClasses * kBatchPitch, kTotalsAt = kFactorsAt 
 constexpr int kRows = 8;                       // images whose pooled values a lane loads at once
 constexpr int kChunksToTotal = 4;              // chunks whose sums go to totals in shared memory, where there are more
 
-// A long batch is summed in three storeys: 8 images, 256 images, all: a chain of thousands of equal products would round each time the same way.
+// A long batch is summed in three levels: 8 images, 256 images, all: a chain of thousands of equal products would round each time the same way.
 __device__ __host__ __forceinline__ bool has_totals(const HeadTail& T) { return T.batch > kBatchChunk * kChunksToTotal; }
 inline int weight_floats(const HeadTail& T) { return kTotalsAt + (has_totals(T) ? 8 * 4 * kHeadThreads : 0); }
 

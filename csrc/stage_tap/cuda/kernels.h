@@ -27,7 +27,7 @@ struct TapParams {
   void* m;             // [B, C, H/2, W/2] in u's dtype and layout, or null
   int32_t m_access;    // bytes of m that are written at a time
   float* p;            // [B, C]
-  uint8_t* mask;       // see ../stage_tap.h, or null
+  uint8_t* mask;       // see ../contract.h, or null
   float* partial;      // several parts: [B, parts, C], sums of v
   uint32_t* arrivals;  // likewise: [B, slabs] from zero and to zero, finished parts
   bool stream;         // larger than what L2 keeps

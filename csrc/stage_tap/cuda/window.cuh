@@ -1,5 +1,5 @@
 // 2x2 windows of the stage tap in words of Packed<T>: one word for each place of the window, so two windows at a time where T has
-// 16 bits. NHWC: two channels; NCHW: two neighbours of a row. The bytes of the mask: see ../stage_tap.h.
+// 16 bits. NHWC: two channels; NCHW: two neighbours of a row. The bytes of the mask: see ../contract.h.
 #pragma once
 #include "common/cuda/packed.cuh"
 

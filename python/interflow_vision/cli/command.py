@@ -23,7 +23,7 @@ Trains, tests and uses image classifiers with Interflow heads.
 
 `interflow fit` alone trains on scikit-learn's digits, in half a minute.
 Exit codes: 0 done, 1 some images could not be classified, 2 something that was given does not fit (one line on stderr says what),
-70 a fault of the package, 130 interrupted.
+70 a fault of the package, 130 Ctrl-C, 143 SIGTERM.
 """
 
 

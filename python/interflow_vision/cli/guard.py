@@ -1,6 +1,7 @@
 """The guard round a whole command: what a user can mend is one sentence, what only we can mend keeps its traceback.
 
-Exit codes: 2 after a sentence, 70 (EX_SOFTWARE) after a traceback, 130 after Ctrl-C (training: 143 after SIGTERM), 141 where the reader of stdout has gone, as after `| head`.
+Exit codes: 2 after a sentence, 70 (EX_SOFTWARE) after a traceback, 130 after Ctrl-C (training: 143 after SIGTERM),
+141 where the reader of stdout has gone, as after `| head`.
 """
 
 import errno

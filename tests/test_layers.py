@@ -38,10 +38,10 @@ LAYERS = (
     ("interflow_vision.__main__",),
     # bench: the harness, what is measured and how pages are made, benchmarks, programs
     ("harness",),
-    ("networks", "reporting", "gpu_model_time"),
+    ("networks", "pages", "gpu_model"),
     ("bench_complexity", "bench_head", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
-    ("compare", "gpu_model", "gpu_model_count", "profile_networks", "profile_page", "readme", "report", "triton_host_time"),
+    ("profile_networks", "triton_host_time"),
 )
 # Folders whose modules are searched, each with the name its modules have in front.
 TREES = ((ROOT / "interflow_kernels", "interflow_kernels"), (ROOT / "python/interflow_vision", "interflow_vision"), (ROOT / "bench", ""))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from interflow_kernels import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, TapConv2d, backend
+from interflow_kernels import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, backend
 from interflow_kernels.reference import ATTENTIONS
 
 from . import oracle, values
@@ -155,7 +155,7 @@ def _trained(head: nn.Module) -> bool:
 
 
 def draw_other_modules(r: Random) -> Call:
-    """AuxiliaryHeads, FoldedInterflowHead, StageTap, TapConv2d and backend()."""
+    """AuxiliaryHeads, FoldedInterflowHead, StageTap and backend()."""
     return r.choice((_auxiliary, _folded, _tap, _backend))(r)
 
 
@@ -245,8 +245,8 @@ def _tap(r: Random) -> Call:
     kept: dict[str, Any] = {}
 
     def run() -> dict[str, Tensor | None]:
-        tap, conv = StageTap(**a), TapConv2d(3, 4, 3, padding=1, dtype=kind)
-        u, shift = conv(x).detach(), conv.bias.detach()
+        tap, conv = StageTap(**a), nn.Conv2d(3, 4, 3, padding=1, dtype=kind)
+        u, shift = F.conv2d(x, conv.weight, None, padding=1).detach(), conv.bias.detach()
         kept.update(u=u, shift=shift)
         m, p = tap(values.wrong_tensor(steps, u) if spoil else u, shift)
         return {} if spoil else {"m": m, "p": p}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interflow_kernels import FusedInterflowHead, StageTap, TapConv2d
+from interflow_kernels import FusedInterflowHead, StageTap, conv_tap
 
 SEVERAL = [pytest.param("gloo", id="gloo"), pytest.param("nccl", marks=pytest.mark.gpu, id="nccl")]
 
@@ -25,12 +25,12 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = TapConv2d(3, 16, 3, padding=1), TapConv2d(16, 24, 3, padding=1)
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
         self.tap, self.last, self.head = StageTap(), StageTap(max_pool=False), FusedInterflowHead((16, 24), 10)
 
     def forward(self, x):
-        m, p = self.tap(self.first(x), self.first.bias)
-        _, q = self.last(self.second(m), self.second.bias)
+        m, p = conv_tap(self.first, self.tap, x)
+        _, q = conv_tap(self.second, self.last, m)
         return self.head([p, q])
 
 

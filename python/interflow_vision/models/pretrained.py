@@ -1,30 +1,27 @@
 """torchvision's weights for the trunk of a VGG: taken from a state_dict, or downloaded by torchvision."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import require_torchvision
 
-if TYPE_CHECKING:
-    from .vgg import VGG
 
-
-def take_torchvision_weights(model: "VGG", state_dict: Mapping[str, Tensor]) -> None:
-    """Puts the convolutions (and batch norms) of torchvision's VGG-16 of the same kind into `model`; ValueError where they do not fit."""
+def take_torchvision_weights(features: nn.Module, batch_norm: bool, state_dict: Mapping[str, Tensor]) -> None:
+    """Puts the convolutions (and batch norms) of torchvision's VGG-16 of the same kind into a trunk; ValueError where they do not fit."""
     given = {key.removeprefix("features."): value for key, value in state_dict.items() if key.startswith("features.")}
-    own = model.features.state_dict()
+    own = features.state_dict()
     odd = sorted(set(given) ^ set(own), key=lambda key: int(key.split(".")[0]))
     if odd:
         what = "lack" if odd[0] in own else "have"
-        kind = "vgg16_bn" if model.batch_norm else "vgg16"
+        kind = "vgg16_bn" if batch_norm else "vgg16"
         raise ValueError(f"torchvision's weights {what} features.{odd[0]}, unlike this model; it needs those of torchvision's {kind}")
     for key, value in own.items():
         if given[key].shape != value.shape:
             shapes = f"torchvision's features.{key} is {list(given[key].shape)}, this model's {list(value.shape)}"
             raise ValueError(f"{shapes}; pretrained weights need width=1 and in_channels=3")
-    model.features.load_state_dict(given)
+    features.load_state_dict(given)
 
 
 def imagenet_weights(batch_norm: bool) -> Mapping[str, Any]:

@@ -227,7 +227,7 @@ class VGG(nn.Module):
 
         Raises ValueError where the weights do not fit: width must be 1 and vgg16_bn wants torchvision's vgg16_bn.
         """
-        pretrained.take_torchvision_weights(self, state_dict)
+        pretrained.take_torchvision_weights(self.features, self.batch_norm, state_dict)
 
     def load_pretrained(self) -> None:
         """torchvision's ImageNet weights for the convolutions, downloaded by torchvision; MissingPackageError without it."""

@@ -76,21 +76,21 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
           }
         }
       } else {
-        int64_t row_bytes = (s.channels + 7) / 8, step = plan.lanes * row_bytes;
-        const uint8_t* mask = P.mask + image * plan.positions * row_bytes + channel / 8;
-        for (int i = first + lane; i < last; i += plan.lanes * kMaskAtOnce) {
-          const uint8_t* from = mask + i * row_bytes;
+        int row_bytes = int((s.channels + 7) / 8), mask_step = plan.lanes * row_bytes;
+        int64_t du_step = plan.lanes * s.channels;
+        const uint8_t* mask = P.mask + (image * plan.positions + first + lane) * row_bytes + channel / 8;
+        T* to = du + (first + lane) * s.channels;
+        for (int i = first + lane; i < last; i += plan.lanes * kMaskAtOnce, mask += int64_t(mask_step) * kMaskAtOnce) {
           Words<1> byte[kMaskAtOnce];
 #pragma unroll
-          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = load_stream_if<1>(i + t * plan.lanes < last, from + t * step, policy);
+          for (int t = 0; t < kMaskAtOnce; ++t) byte[t] = load_stream_if<1>(i + t * plan.lanes < last, mask + int64_t(mask_step) * t, policy);
 #pragma unroll
-          for (int t = 0; t < kMaskAtOnce; ++t) {
-            int pixel = i + t * plan.lanes;
-            if (t > 0 && pixel >= last) break;
+          for (int t = 0; t < kMaskAtOnce; ++t, to += du_step) {
+            if (t > 0 && i + t * plan.lanes >= last) break;
             uint32_t d[W];
 #pragma unroll
             for (int q = 0; q < W; ++q) d[q] = gradient[q].element(spread_bits<T>(byte[t].at[0], q));
-            store(du + pixel * s.channels, d);
+            store(to, d);
           }
         }
       }

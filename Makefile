@@ -1,5 +1,7 @@
 # make demo    trains Interflow VGG-16 on the embedded digits, prints accuracy and throughput
-# make test    runs the whole test suite, one worker process for each core; WORKERS=0 runs it in one process
+# make test    runs the test suite, one worker process for each core; WORKERS=0 runs it in one process
+# make test-slow   what takes longer: the CUDA library for every architecture and its machine code, Triton's kernels under its interpreter,
+#              mistakes that the emulation must catch, sanitizers, training in two processes
 # make lint    ruff and mypy
 # make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
@@ -28,14 +30,17 @@ BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
 
-.PHONY: demo test lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
+.PHONY: demo test test-slow lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.cli.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_bench import room
 
+import interflow_kernels
 from interflow_kernels import _native
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
     monkeypatch.setattr(_native, "libraries", tmp_path)
     monkeypatch.setitem(sys.modules, "interflow_kernels._C", None)  # its import fails, as it does there
+    monkeypatch.delattr(interflow_kernels, "_C", raising=False)  # where another test has imported it
     return tmp_path
 
 

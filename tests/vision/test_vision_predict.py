@@ -27,6 +27,7 @@ def command(monkeypatch, capsys, checkpoint):
 
     def run(*arguments, ckpt=checkpoint):
         monkeypatch.setattr(sys, "argv", ["interflow", "predict", "--ckpt", str(ckpt), *map(str, arguments)])
+        capsys.readouterr()  # what a training before it has printed
         code = cli.main()
         out, err = capsys.readouterr()
         return code, [line.split("\t") for line in out.splitlines()], err.splitlines()

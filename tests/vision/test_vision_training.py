@@ -320,11 +320,11 @@ def test_parts_are_checked_before_they_are_timed(monkeypatch):
     assert all(set(timings) == {"plain", "fused"} for timings in parts.values())
     with monkeypatch.context() as patch:
         right = FusedInterflowHead._run
-        patch.setattr(FusedInterflowHead, "_run", lambda self, xs, need: (right(self, xs, need)[0] * 1.01, None))
+        patch.setattr(FusedInterflowHead, "_run", lambda self, *given: (right(self, *given)[0] * 1.01, None))
         with pytest.raises(AssertionError, match="not close"):
             comparison.time_parts("cpu")
     tap = StageTap.forward
-    monkeypatch.setattr(StageTap, "forward", lambda self, u: [x * 1.01 for x in tap(self, u)])
+    monkeypatch.setattr(StageTap, "forward", lambda self, *given: [x * 1.01 for x in tap(self, *given)])
     with pytest.raises(AssertionError, match="not close"):
         comparison.time_parts("cpu")
 

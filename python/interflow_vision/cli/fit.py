@@ -131,6 +131,8 @@ class InterflowCLI(LightningCLI):
             self.save_config_callback = None
         if config["barebones"] or config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+            ours = [callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, Checkpoint)]
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": ours}
         own = config["callbacks"] or []
         has_bar = any(isinstance(callback, ProgressBar) for callback in (own if isinstance(own, list) else [own]))
         if not (config["barebones"] or has_bar or config["enable_progress_bar"] is False or progress.is_watched()):

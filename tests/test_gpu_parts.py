@@ -76,6 +76,7 @@ def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
     assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
 
 
+@pytest.mark.slow  # three seconds must be enough to begin, which they are on a quiet machine
 def test_an_interrupt_ends_the_command_and_all_parts_that_follow(tmp_path, monkeypatch):
     log, begun = io.StringIO(), []
     where = setting.Setting("cpu", tmp_path, None, process.Log(log))

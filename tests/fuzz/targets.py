@@ -52,7 +52,7 @@ def head_arguments(r: Random, modes: tuple[str, ...] = ATTENTIONS) -> dict[str, 
     return {
         "features": features,
         "weight": values.placed(r, values.numbers(r, (k, width), kind, "")),
-        "bias": parameter((n, k), special) if chance(r, 0.7) else None,
+        "bias": parameter((n, k), of_attention) if chance(r, 0.7) else None,
         "attention_weight": None if mode == "folded" else parameter(weight_shape, of_attention),
         "attention_bias": parameter(bias_shape, of_attention) if has_bias and bias_shape is not None else None,
         "attention": mode,

@@ -239,11 +239,12 @@ def folded(weight: Any, bias: Any, width: int) -> None:
     parameter(bias, "bias", (weight.shape[0],), weight, "")
 
 
-def scores(branches: Any, target: Any) -> None:
-    """branches Z [B, n, K], floating; target [B] of class numbers, or of probabilities [B, K]."""
+def scores(branches: Any, target: Any, num_stages: int, num_classes: int) -> None:
+    """branches Z [B, n, K] of these n and K, floating; target [B] of class numbers, or of probabilities [B, K]."""
     floating(branches, "branches")
-    if branches.dim() != 3 or 0 in branches.shape[1:]:
-        raise ValueError(f"branches must be [B, n, K], as forward gives them while training, got shape {tuple(branches.shape)}")
+    if branches.dim() != 3 or branches.shape[1] != num_stages or branches.shape[2] != num_classes:
+        expected = f"[B, n, K] with n = {num_stages} and K = {num_classes}, as forward gives them while training"
+        raise ValueError(f"branches must be {expected}, got shape {tuple(branches.shape)}")
     if not isinstance(target, Tensor):
         not_a_tensor(target, "target")
     dense(target, "target")

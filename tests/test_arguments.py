@@ -252,6 +252,7 @@ def test_other_modules():
     heads, branches = AuxiliaryHeads((3, 4), 5), torch.randn(2, 2, 5)
     for target in (torch.tensor([0]), torch.zeros(2, 4), torch.zeros(2), torch.tensor([0, 1], device="meta")):
         one_sentence(ValueError, lambda target=target: heads.loss(branches, target), "target must be ")
+    one_sentence(ValueError, lambda: heads.loss(torch.zeros(()).expand(2, 2**40, 5), torch.tensor([0, 1])), "branches must be [B, n, K] with n = 2 and K = 5")
     one_sentence(TypeError, lambda: heads.loss(branches, [0, 1]), "target must be a tensor, got list")
     one_sentence(TypeError, lambda: heads.loss([0, 1], branches), "branches must be a tensor, got list")
 

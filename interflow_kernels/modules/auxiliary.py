@@ -54,7 +54,7 @@ class AuxiliaryHeads(nn.Module):
 
     def loss(self, branches: Tensor, target: Tensor) -> Tensor:
         """CE(z_n) + weight * sum over i < n of CE(z_i), from Z [B, n, K] and target [B] (class indices) or [B, K]; scalar."""
-        _validate.scores(branches, target)
+        _validate.scores(branches, target, len(self.in_channels), self.num_classes)
         losses = [F.cross_entropy(z, target) for z in branches.unbind(1)]
         return losses[-1] + self.loss_weight * sum(losses[:-1], losses[-1].new_zeros(()))
 

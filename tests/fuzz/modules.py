@@ -13,7 +13,7 @@ from interflow_kernels.reference import ATTENTIONS
 
 from . import oracle, values
 from .oracle import Call, Expected
-from .targets import break_features, differentiated
+from .targets import break_features, differentiated, without_endless
 from .values import Random, chance
 
 
@@ -114,7 +114,7 @@ def draw_head_modules(r: Random) -> Call:
         head.train(chance(steps, 0.5))
         maps = _maps(steps, head)
         if spoil:
-            head(break_features(steps, maps))
+            head(without_endless(break_features(steps, maps)))
             return {}
         leaves = {f"features[{i}]": x.detach().requires_grad_() for i, x in enumerate(maps)}
         y, branches = head.forward_branches(list(leaves.values()))
@@ -177,7 +177,7 @@ def _auxiliary(r: Random) -> Call:
         for c, order in zip(heads.in_channels, heads.layout, strict=True):
             x = values.numbers(steps, (3, c, 4, 5), weight.dtype)
             maps.append(x.permute(0, 2, 3, 1) if order == "NHWC" else x)
-        branches = heads(break_features(steps, maps) if spoil == "features" else maps)
+        branches = heads(without_endless(break_features(steps, maps)) if spoil == "features" else maps)
         target: Any = torch.randint(0, heads.num_classes, (3,))
         given = values.wrong_tensor(steps, branches) if spoil == "branches" else branches
         target = values.wrong_tensor(steps, target) if spoil == "target" else target
@@ -224,7 +224,7 @@ def _folded(r: Random) -> Call:
         head = FoldedInterflowHead(**a)
         maps = [values.placed(steps, values.numbers(steps, (2, c, 3, 4), kind)) for c in channels]
         maps = [x.permute(0, 2, 3, 1) if order == "NHWC" else x for x, order in zip(maps, head.layout, strict=True)]
-        y = head(break_features(steps, maps) if spoil else maps)
+        y = head(without_endless(break_features(steps, maps)) if spoil else maps)
         if spoil or not head.fused:
             return {}
         kept["nchw"] = [x.permute(0, 3, 1, 2) if order == "NHWC" else x for x, order in zip(maps, head.layout, strict=True)]

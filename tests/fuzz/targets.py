@@ -52,7 +52,7 @@ def head_arguments(r: Random, modes: tuple[str, ...] = ATTENTIONS) -> dict[str, 
     return {
         "features": features,
         "weight": values.placed(r, values.numbers(r, (k, width), kind, "")),
-        "bias": parameter((n, k), special) if chance(r, 0.7) else None,
+        "bias": parameter((n, k), of_attention) if chance(r, 0.7) else None,
         "attention_weight": None if mode == "folded" else parameter(weight_shape, of_attention),
         "attention_bias": parameter(bias_shape, of_attention) if has_bias and bias_shape is not None else None,
         "attention": mode,
@@ -71,6 +71,13 @@ def break_features(r: Random, features: list[Any]) -> Any:
     if way == "no list":
         return r.choice((None, 3, features[0] if features else 1, {"a": 1}, "x"))
     return features[:-1] if way == "fewer" else []
+
+
+def without_endless(features: Any) -> Any:
+    """For NHWC, where 2^40 channels are 2^40 rows: they would be pooled, which is right and takes for ever."""
+    if not isinstance(features, list):
+        return features
+    return [None if isinstance(x, Tensor) and not x.is_nested and x.numel() > 2**30 else x for x in features]
 
 
 def _broken(r: Random, arguments: dict[str, Any], wrong: dict[str, Callable[[], Any]]) -> tuple[str, ...]:
@@ -142,8 +149,8 @@ def draw_interflow_head(r: Random) -> Call:
         a["features"] = [x.float() if x.dim() == 2 else x for x in a["features"]]
     wrong = _wrong_head(r, a) | {"layout": lambda: values.wrong_layout(r, n), "return_branches": lambda: values.wrong_flag(r)}
     broken = _broken(r, a, wrong)
-    if isinstance(a["features"], list) and not (isinstance(a["layout"], str) and a["layout"] == "NCHW"):  # 2^40 rows would be pooled: right, and endless
-        a["features"] = [None if isinstance(x, Tensor) and not x.is_nested and x.numel() > 2**30 else x for x in a["features"]]
+    if not (isinstance(a["layout"], str) and a["layout"] == "NCHW"):
+        a["features"] = without_endless(a["features"])
     a |= {name: _leaf(r, a[name]) for name in ("weight", "bias", "attention_weight", "attention_bias")}
     if isinstance(a["features"], list):
         a["features"] = [_leaf(r, x) for x in a["features"]]

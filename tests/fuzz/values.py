@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 INFINITE_ATTENTION = False
-"""Whether infinities are drawn in attention weights and biases, in dy, and in what "nxn" and "gated" weigh. Off until it is settled what holds there."""
+"""Whether infinities are drawn in attention weights, in biases, in dy, and in what "nxn" and "gated" weigh. Off until it is settled what holds there."""
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2)

@@ -13,7 +13,7 @@ from interflow_kernels.testing import LAYOUTS, TapCase, in_layout, tap_inputs
 if reason := cuda_emulation.why_not():
     pytest.skip(reason, allow_module_level=True)
 
-PLAN = "csrc/stage_tap/cuda/plan.cpp"
+PLAN = "csrc/stage_tap/cuda/plan.h"
 NEVER_STAGED = Edit(PLAN, "if (u * size <= kTapStagedBytes && ", "if (false && ")
 BOTH = ("forward", "backward")
 MOST_SHARED = min(100 * 1024 // 2, 164 * 1024 // 3) - 1024  # two blocks on the smallest GPUs, three on sm_80, each with the 1 KB that the system takes
@@ -146,14 +146,14 @@ MUTANT = [  # all in one library, each for maps of its own
         "    if (kStaged && s.height == 7) start_unit<T>(P, rooms, unit + gridDim.x);\n    if (s.height != 9) __syncthreads();  //",
     ),
 ]
-UNREAD = r"reads byte \d+ of shared memory.*never written, at stage_tap_(tile|fwd_planes|bwd_planes|staging|sums)"
-UNORDERED = r"of shared memory at stage_tap_\w+\.cuh:\d+, which block 0 thread \d+ (reads|writes) at stage_tap_\w+\.cuh:\d+: no barrier orders the two"
+UNREAD = r"reads byte \d+ of shared memory.*never written, at (tile|forward_planes|backward_planes|staging|sums)"
+UNORDERED = r"of shared memory at \w+\.cuh:\d+, which block 0 thread \d+ (reads|writes) at \w+\.cuh:\d+: no barrier orders the two"
 
 
 @pytest.mark.parametrize(
     ("height", "says"),
     [
-        (3, f"{UNREAD}|has not waited for the copy that it began at stage_tap_staging"),
+        (3, f"{UNREAD}|has not waited for the copy that it began at staging"),
         (5, f"{UNREAD}|{UNORDERED}"),
         (7, f"{UNREAD}|{UNORDERED}"),
         (9, f"{UNREAD}|{UNORDERED}"),
@@ -186,7 +186,7 @@ BACKWARD_MUTANT = [
 
 @pytest.mark.parametrize(
     ("height", "says"),
-    [(3, f"{UNREAD}|has not waited for the copy that it began at stage_tap_(staging|bwd_planes)"), (7, f"{UNREAD}|{UNORDERED}"), (9, None)],
+    [(3, f"{UNREAD}|has not waited for the copy that it began at (staging|backward_planes)"), (7, f"{UNREAD}|{UNORDERED}"), (9, None)],
     ids=["the wait left out", "the next unit's copy before the barrier", "none"],
 )
 def test_a_mistake_in_backward_is_caught(height, says):

@@ -47,9 +47,9 @@ def _command() -> int | None:
     elif first not in COMMANDS and not first.startswith("-"):
         raise UserError(f"there is no subcommand {first!r}: give {', '.join(COMMANDS)}; `interflow --help` says more")
     else:
-        from . import fit as training
+        from . import fit
 
-        training.run()
+        fit.run()
     return None
 
 

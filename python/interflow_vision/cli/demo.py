@@ -14,8 +14,7 @@ from lightning.pytorch import Trainer
 from interflow_kernels import _backend
 
 from ..errors import UserError
-from ..reports import comparison
-from ..reports import curves as report
+from ..reports import comparison, curves
 from ..training import runs
 from ..training.classifier import Classifier
 from ..training.progress import EpochLines
@@ -39,9 +38,9 @@ def demo(root: Path) -> None:
     print("scikit-learn's digits as 32x32 images: 1,077 for training, 360 for validation, 360 for test.\n", flush=True)
     trainer, model, metrics = train(root, seed=0, lines=True)
     folder = runs.folder(trainer)
-    rates = report.read_log(folder)["train/images_per_second"].values()
+    rates = curves.read_log(folder)["train/images_per_second"].values()
     print("\nAccuracy on the 360 test images, which neither training nor the choice of the checkpoint saw:")
-    print(report.accuracy_table(metrics))
+    print(curves.accuracy_table(metrics))
     print("  (the branches are trained together, as terms of one sum: one alone need not be good)")
     print(f"Training ran at {median(rates):.0f} images/s, all in all {time.perf_counter() - start:.0f} s.\n", flush=True)
 
@@ -63,7 +62,7 @@ def demo(root: Path) -> None:
 
     print(f"\nCheckpoint  {folder / 'checkpoints' / 'best.ckpt'}")
     print(f"Logs        {folder / 'metrics.csv'}; TensorBoard: tensorboard --logdir {root}")
-    print(f"Picture     {report.draw(folder)}")
+    print(f"Picture     {curves.draw(folder)}")
 
 
 def seeds(count: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from ..processes import gathered, own
-from . import random_states as rng
+from . import random_states
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -33,21 +33,21 @@ class ResumableLoader(DataLoader[Any]):
         if goes_on is not None:
             skipped, start = goes_on["batches"], own(goes_on["start"])
             if start is not None:
-                then = rng.states()
-                rng.restore(start)
-        self._start, self._given = rng.states(), skipped
+                then = random_states.states()
+                random_states.restore(start)
+        self._start, self._given = random_states.states(), skipped
         batches = iter(super().__iter__())
         for _ in range(skipped):
             next(batches)
         if then is not None:
-            rng.restore(then)
+            random_states.restore(then)
         for batch in batches:
             self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """How far the pass is; every process must call it."""
-        start = gathered(rng.states() if self._start is None else self._start)
+        start = gathered(random_states.states() if self._start is None else self._start)
         return {"batches": self._given, "start": start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

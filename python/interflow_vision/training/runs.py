@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from ..errors import UserError
-from ..reports import curves as report
+from ..reports import curves
 
 ROOT = Path("runs/digits")
 """Where runs lie by default: trainer.default_root_dir of digits.yaml."""
@@ -87,7 +87,7 @@ def loggers(root: str | Path, resumed: Path | None = None, step: int | None = No
 
 @rank_zero_only
 def _keep_log(run: Path) -> None:
-    """Renames metrics.csv to the next metrics_N.csv: CSVLogger would delete it, report.read_log reads them all."""
+    """Renames metrics.csv to the next metrics_N.csv: CSVLogger would delete it, curves.read_log reads them all."""
     if (run / "metrics.csv").is_file():
         (run / "metrics.csv").rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
 
@@ -101,9 +101,9 @@ def finish(trainer: Trainer, model: LightningModule, data: LightningDataModule) 
     metrics = dict(trainer.test(model, datamodule=data, ckpt_path=best, verbose=False)[0])
     run = folder(trainer)
     if trainer.is_global_zero:
-        print(f"\nTest accuracy of {_short(best)}\n{report.accuracy_table(metrics)}")
+        print(f"\nTest accuracy of {_short(best)}\n{curves.accuracy_table(metrics)}")
         if any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-            print(f"Curves: {_short(report.draw(run))}")
+            print(f"Curves: {_short(curves.draw(run))}")
     return metrics
 
 

@@ -19,6 +19,26 @@ constexpr const char* kBackward = "interflow_head_backward";
 template <class Acc>
 using Buffer = std::unique_ptr<Acc[]>;
 
+// No branch in the loop, so that it is compiled to vectors.
+template <class Acc>
+bool all_finite(const Acc* values, int64_t n) {
+  int not_finite = 0;
+  for (int64_t i = 0; i < n; ++i) not_finite |= values[i] - values[i] != 0;
+  return !not_finite;
+}
+
+// out = factor * in. Whether all of it is finite.
+template <class Acc>
+bool multiply(Acc* __restrict out, const Acc* __restrict in, Acc factor, int64_t n) {
+  int not_finite = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Acc x = factor * in[i];
+    out[i] = x;
+    not_finite |= x - x != 0;
+  }
+  return !not_finite;
+}
+
 template <class Acc>
 struct Backward {
   int64_t n, batch, width, classes;
@@ -38,6 +58,7 @@ struct Backward {
 
   void recompute_scores();
   void compute_dscores();
+  void mix_again(Acc* out, const Acc* in, int64_t i) const;
   void pooled_gradient(Acc* dpooled, const std::vector<int64_t>& stages) const;
   void weight_gradient(void* dweight, double* da) const;
   void bias_gradient(Acc* dbias) const;
@@ -54,6 +75,17 @@ void Backward<Acc>::recompute_scores() {
   P.pooled = pooled, P.weight = weight, P.weight_dtype = weight_dtype, P.bias = bias;
   P.scores = scores.get();
   run_product(P);
+}
+
+// out[k] = sum_j M_ji in[k] where it is not finite: term by term, as the definition does.
+template <class Acc>
+void Backward<Acc>::mix_again(Acc* out, const Acc* in, int64_t i) const {
+  const Acc* m = attention.mixing();
+  for (int64_t k = 0; k < classes; ++k) {
+    if (out[k] - out[k] == 0) continue;
+    out[k] = 0;
+    for (int64_t j = 0; j < n; ++j) out[k] += m[j * n + i] * in[k];
+  }
 }
 
 template <class Acc>
@@ -81,17 +113,11 @@ void Backward<Acc>::compute_dscores() {
       const Acc* in = dy + b * classes;
       if (!a.a)
         std::copy(in, in + classes, out);
-      else if (a.klass == 0)
-        for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage] * in[k];
-      else
+      else if (a.klass == 0) {
+        bool finite = multiply(out, in, a.a[i * a.stage], classes);
+        if (!finite && attention.mixing()) mix_again(out, in, i);  // the sum of M's column overflowed, or holds an infinity
+      } else
         for (int64_t k = 0; k < classes; ++k) out[k] = a.a[i * a.stage + k] * in[k];
-      if (const Acc* m = attention.mixing()) {  // the sum of M's column overflowed, or holds an infinity
-        for (int64_t k = 0; k < classes; ++k) {
-          if (out[k] - out[k] == 0) continue;
-          out[k] = 0;
-          for (int64_t j = 0; j < n; ++j) out[k] += m[j * n + i] * in[k];
-        }
-      }
       if (dbranches)
         for (int64_t k = 0; k < classes; ++k) out[k] += dbranches[(b * n + i) * classes + k];
     }
@@ -131,9 +157,12 @@ void Backward<Acc>::weight_gradient(void* dweight, double* da) const {
 
 template <class Acc>
 void Backward<Acc>::bias_gradient(Acc* dbias) const {
-  ColumnSums<Acc> sums(n * classes);
-  for (int64_t b = 0; b < batch; ++b) sums.add(dscores + b * n * classes);
-  sums.write(dbias);
+  constexpr int64_t block = 128;  // columns whose sums stay in L1
+  for (int64_t c = 0; c < n * classes; c += block) {
+    ColumnSums<Acc> sums(std::min(block, n * classes - c));
+    for (int64_t b = 0; b < batch; ++b) sums.add(dscores + b * n * classes + c);
+    sums.write(dbias + c);
+  }
 }
 
 // sum_b dy[b,k]: [K]
@@ -244,7 +273,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const OptionalTensor& dy,
       for (int64_t k = 0; k < classes; ++k) da[size_t(i * classes + k)] += (bias ? double(back.bias[i * classes + k]) : 0.0) * sums.sum(k);
     }
   }
-  if (da_from_products && !std::all_of(da.get(), da.get() + n * classes, [](double x) { return x - x == 0; })) {
+  if (da_from_products && !all_finite(da.get(), n * classes)) {
     back.recompute_scores();
     da_from_products = false;
   }

@@ -10,17 +10,22 @@ namespace interflow::INTERFLOW_ISA {
 constexpr int64_t kSlab = 512;  // channels that a pixel-way unit sums at a time: 2-4 KB of sums in L1
 
 // --- runs of elements with stride 1 ----------------------------------------------------------------------------------
-// The sum of 2 * kLanes elements at a time, in four vectors.
+// Sums in four vectors, each of which takes the sum of four vectors at a time: an addition to a long sum for every four loads.
 template <class Acc>
 struct FourSums {
+  static constexpr int64_t kStep = 16 * kLanes<Acc>;
   Vec<Acc> s0{}, s1{}, s2{}, s3{};
 
   template <class T>
-  INTERFLOW_INLINE void add_all(const T* p, int64_t n) {  // n: a multiple of 4 * kLanes
-    constexpr int64_t step = 2 * kLanes<Acc>;
-    for (int64_t j = 0; j < n; j += 2 * step) {
-      auto a = load_pair(p + j), b = load_pair(p + j + step);
-      s0 += a.first, s1 += a.second, s2 += b.first, s3 += b.second;
+  INTERFLOW_INLINE void add_all(const T* p, int64_t n) {  // n: a multiple of kStep
+    constexpr int64_t pair = 2 * kLanes<Acc>;
+    auto four = [](const T* q) INTERFLOW_LAMBDA {
+      auto a = load_pair(q), b = load_pair(q + pair);
+      return (a.first + a.second) + (b.first + b.second);
+    };
+    for (int64_t j = 0; j < n; j += kStep) {
+      s0 += four(p + j), s1 += four(p + j + 2 * pair);
+      s2 += four(p + j + 4 * pair), s3 += four(p + j + 6 * pair);
     }
   }
   INTERFLOW_INLINE Vec<Acc> together() const { return (s0 + s1) + (s2 + s3); }
@@ -36,8 +41,12 @@ INTERFLOW_INLINE Acc sum_few(const T* p, int64_t n) {
     return sum;
   }
   FourSums<Acc> sums;
-  int64_t j = n / (2 * step) * (2 * step);
+  int64_t j = n / sums.kStep * sums.kStep;
   sums.add_all(p, j);
+  for (; j + 2 * step <= n; j += 2 * step) {
+    auto a = load_pair(p + j), b = load_pair(p + j + step);
+    sums.s0 += a.first, sums.s1 += a.second, sums.s2 += b.first, sums.s3 += b.second;
+  }
   if (j + step <= n) {
     auto a = load_pair(p + j);
     sums.s0 += a.first, sums.s1 += a.second;
@@ -52,7 +61,7 @@ INTERFLOW_INLINE Acc sum_few(const T* p, int64_t n) {
 
 template <class Acc, class T>
 INTERFLOW_INLINE double sum_run(const T* p, int64_t n) {
-  constexpr int64_t block = kRun<Acc> * 4 * kLanes<Acc>;
+  constexpr int64_t block = kRun<Acc> * FourSums<Acc>::kStep;
   if (n <= block) return sum_few<Acc>(p, n);
   LongVector<Acc> sum{};
   int64_t j = 0;
@@ -78,41 +87,81 @@ INTERFLOW_INLINE void sum_strided(LongSum<Acc>& sum, const T* p, int64_t n, int6
 // One pixel after the other, the sums in L1: a single sequential stream. Adding 2, 4 or 8 pixels at once saves loads of the
 // sums but reads as many interleaved streams, which the prefetchers lose (docs/decisions/cpu-head.md).
 template <class Acc>
-struct PixelSums : LongColumns<Acc, kSlab> {
-  int64_t channels, count = 0;  // pixels in `few`
+struct PixelSums {
+  static constexpr int64_t L = kLanes<Acc>;
+  alignas(64) Acc few[kSlab];               // of the pixels of a run
+  alignas(64) Acc more[kSlab];              // of whole runs, up to kRunsInAcc<Acc> of them
+  alignas(64) LongVector<Acc> all[kSlab / L];  // of the runs before
+  int64_t channels, vectors;
+  int64_t count = 0, runs = 0;  // pixels in `few`, runs in `more`
+  bool carried = false;
 
-  explicit PixelSums(int64_t channels_) : LongColumns<Acc, kSlab>((channels_ + 2 * kLanes<Acc> - 1) / (2 * kLanes<Acc>) * (2 * kLanes<Acc>)), channels(channels_) {}  // whole pairs
+  explicit PixelSums(int64_t channels_) : channels(channels_), vectors((channels_ + 2 * L - 1) / (2 * L) * 2) {}  // whole pairs
 
-  template <bool kFirst, class T>
+  // Where a pixel stands in its run of kRun<Acc>: the first needs no sum to add to; the last takes the run into `more` on its way, and
+  // the last of the first run has nothing there to add to. So a run costs no more loads and stores than one long sum would.
+  enum class Place { First, Inner, Last, LastOfFirstRun };
+
+  template <Place place>
+  INTERFLOW_INLINE void add_vector(int64_t c, Vec<Acc> x) {
+    if constexpr (place != Place::First) x = load(few + c) + x;
+    if constexpr (place == Place::Last) x = load(more + c) + x;
+    store((place == Place::First || place == Place::Inner ? few : more) + c, x);
+  }
+
+  template <Place place, class T>
   INTERFLOW_INLINE void add_pixel(const T* p) {
-    constexpr int64_t step = 2 * kLanes<Acc>;
-    auto add = [](Acc* to, Pair<Acc> a) INTERFLOW_LAMBDA {
-      store(to, (kFirst ? Vec<Acc>{} : load(to)) + a.first);
-      store(to + kLanes<Acc>, (kFirst ? Vec<Acc>{} : load(to + kLanes<Acc>)) + a.second);
-    };
-    int64_t c = 0;
-    for (; c + step <= channels; c += step) add(this->few + c, load_pair(p + c));
-    if (c < channels) add(this->few + c, load_pair(Padded<step, T>(p + c, channels - c).values));
+    auto add = [&](int64_t c, Pair<Acc> a) INTERFLOW_LAMBDA { add_vector<place>(c, a.first), add_vector<place>(c + L, a.second); };
+    int64_t c = 0, end = channels;  // a copy: the compiler cannot know that the sums' stores leave the member alone
+    for (; c + 2 * L <= end; c += 2 * L) add(c, load_pair(p + c));
+    if (c < end) add(c, load_pair(Padded<2 * L, T>(p + c, end - c).values));
   }
 
   template <class T>
   void add(const T* p, int64_t pixels, int64_t stride) {
     while (pixels > 0) {
-      if (count == kRun<Acc>) this->carry(), count = 0;
-      int64_t n = std::min(kRun<Acc> - count, pixels);
-      pixels -= n;
-      if (count == 0) add_pixel<true>(p), p += stride, ++count, --n;
-      count += n;
-      for (; n > 0; --n, p += stride) add_pixel<false>(p);
+      int64_t inner = std::min(kRun<Acc> - 1 - count, pixels);
+      pixels -= inner;
+      if (count == 0 && inner > 0) add_pixel<Place::First>(p), p += stride, --inner, ++count;
+      count += inner;
+      for (; inner > 0; --inner, p += stride) add_pixel<Place::Inner>(p);
+      if (pixels == 0) return;
+      if (runs > 0)
+        add_pixel<Place::Last>(p);
+      else
+        add_pixel<Place::LastOfFirstRun>(p);
+      p += stride, --pixels, count = 0;
+      if (++runs == kRunsInAcc<Acc>) carry();
     }
   }
 
-  // The sum of a channel; T is the type that was read.
+  void carry() {
+    for (int64_t i = 0; i < vectors; ++i) {
+      if (!carried) all[i] = LongVector<Acc>{};
+      all[i].add(load(more + i * L));
+    }
+    carried = true, runs = 0;
+  }
+
+  // Vector i of the sums of all pixels, divided by `divisor` if it is not 1.
+  INTERFLOW_INLINE Vec<Acc> result(int64_t i, double divisor) {
+    Vec<Acc> last{};
+    if (count > 0) last = load(few + i * L);
+    if (runs > 0) last += load(more + i * L);
+    if (!carried) return divisor == 1 ? last : last / Acc(divisor);
+    if (count + runs > 0) all[i].add(last);
+    return divisor == 1 ? all[i].lanes() : all[i].lanes(divisor);
+  }
+
+  // The sums of all pixels, divided by `divisor`, to out[c * apart]. T is the type that was read: pairs of it may lie in another order.
   template <class T>
-  INTERFLOW_INLINE double channel(int64_t c) const {
-    constexpr int64_t step = 2 * kLanes<Acc>;
-    int64_t place = c / step * step + pair_position<T>(int(c % step));
-    return this->carried ? this->total(place) : double(this->few[place]);
+  void write(Acc* out, int64_t apart, double divisor) {
+    constexpr int64_t pair = 2 * L;
+    int64_t c = 0;
+    if (pair_position<T>(1) == 1 && apart == 1)
+      for (; c + L <= channels; c += L) store(out + c, result(c / L, divisor));
+    for (int64_t i = c / L; i < vectors; ++i) store(few + i * L, result(i, divisor));
+    for (; c < channels; ++c) out[c * apart] = few[c / pair * pair + pair_position<T>(int(c % pair))];
   }
 };
 
@@ -176,16 +225,10 @@ void pool_pixels(const PoolPlan& plan, const StagePlan& stage, int64_t image, in
     } else {
       for (int64_t h = w.h0; h < w.h1; ++h) sums.add(base + h * s.stride_h + w.w0 * s.stride_w + c0, w.w1 - w.w0, s.stride_w);
     }
-    if (sums.carried) sums.carry();
-
-    // Bring the channels back into order
-    for (int64_t c = 0; c < channels; ++c) {
-      double sum = sums.template channel<T>(c);
-      if (runs)
-        partial[part * s.channels + c0 + c] = Acc(sum);
-      else
-        out[(c0 + c) * bins + (bins == 1 ? 0 : part)] = Acc(sum / double(w.count()));
-    }
+    if (runs)
+      sums.template write<T>(partial + part * s.channels + c0, 1, 1);
+    else
+      sums.template write<T>(out + c0 * bins + (bins == 1 ? 0 : part), bins, double(w.count()));
   }
 
   // The last run of an image to finish adds them all, in order

@@ -25,35 +25,56 @@ INTERFLOW_INLINE bool is_finite(Acc x) {
   return x - x == 0;
 }
 
-// Tiles of sums whose runs are carried into the second level: MB x NV vectors.
-template <int MB, int NV, class Acc>
+// Tiles of sums whose runs are carried out of the registers: MB x NV vectors.
+template <int MB, int NV, class Acc, int64_t kRunsHere = kRunsInAcc<Acc>>
 struct LongTile {
-  LongVector<Acc> all[MB][NV];  // undefined before the first run is carried
+  Vec<Acc> more[MB][NV];        // of whole runs, up to kRunsHere of them; undefined before the first
+  LongVector<Acc> all[MB][NV];  // of the runs before; undefined before the first
+  int64_t runs = 0;             // in `more`
   bool carried = false;
 
-  INTERFLOW_INLINE LongTile() { asm("" : "=m"(all)); }  // writes nothing: without it GCC warns of what `carried` rules out
+  INTERFLOW_INLINE LongTile() { asm("" : "=m"(more), "=m"(all)); }  // writes nothing: without it GCC warns of what `runs` and `carried` rule out
 
+  // Loops are unrolled so that `few`, which the caller's inner loop adds to, stays in registers.
   INTERFLOW_INLINE void carry(Vec<Acc> (&few)[MB][NV]) {
+#pragma GCC unroll 16
     for (int r = 0; r < MB; ++r)
+#pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) {
-        if (!carried) all[r][v] = LongVector<Acc>{};
-        all[r][v].add(few[r][v]);
+        more[r][v] = runs ? more[r][v] + few[r][v] : few[r][v];
         few[r][v] = Vec<Acc>{};
       }
-    carried = true;
+    if (++runs == kRunsHere) carry_more();
+  }
+  __attribute__((noinline)) void carry_more() {
+#pragma GCC unroll 16
+    for (int r = 0; r < MB; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) {
+        if (!carried) all[r][v] = LongVector<Acc>{};
+        all[r][v].add(more[r][v]);
+      }
+    carried = true, runs = 0;
   }
   // The sum of all runs and lanes of one vector; `few` is the last run.
   INTERFLOW_INLINE double total(const Vec<Acc> (&few)[MB][NV], int r, int v) {
-    if (!carried) return reduce(few[r][v]);
-    all[r][v].add(few[r][v]);
+    Vec<Acc> last = runs ? more[r][v] + few[r][v] : few[r][v];
+    if (!carried) return reduce(last);
+    all[r][v].add(last);
     return all[r][v].total();
   }
   // `few` becomes the sum of all runs.
   INTERFLOW_INLINE void finish(Vec<Acc> (&few)[MB][NV]) {
-    if (!carried) return;
-    carry(few);
+    if (!carried && !runs) return;
+#pragma GCC unroll 16
     for (int r = 0; r < MB; ++r)
-      for (int v = 0; v < NV; ++v) few[r][v] = all[r][v].lanes();
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) {
+        if (runs) few[r][v] += more[r][v];
+        if (!carried) continue;
+        all[r][v].add(few[r][v]);
+        few[r][v] = all[r][v].lanes();
+      }
   }
 };
 
@@ -65,7 +86,7 @@ INTERFLOW_INLINE void branch_product(const ProductParams<Acc>& P, int i, int64_t
   const W* w = static_cast<const W*>(P.weight) + k * P.width + P.columns[i].begin;
   const Acc* p = P.pooled + b * P.width + P.columns[i].begin;
   int64_t width = P.columns[i].end - P.columns[i].begin, whole = width / L * L, d = 0;
-  LongTile<MB, MK, Acc> earlier;
+  LongTile<MB, MK, Acc, 1> earlier;  // attention's gradient may be a small difference of scores
   for (;;) {
     for (int64_t end = std::min(d + kProductRun * L, whole); d < end; d += L) {
       Vec<Acc> row[MK];
@@ -183,11 +204,11 @@ INTERFLOW_INLINE void pooled_gradient_tile(const PooledGradientParams<Acc>& P, i
       for (int v = 0; v < NV; ++v) sum[r][v] = fma(x, row[v], sum[r][v]);
     }
   };
-  for (int64_t k = 0; k < P.classes;) {
-    if (k > 0) earlier.carry(sum);
-    for (int64_t end = std::min(k + kProductRun, P.classes); k < end; ++k, w += P.width) add(k);
-  }
-  earlier.finish(sum);
+  int64_t k = 0;
+  for (; P.classes - k > kProductRun; earlier.carry(sum))
+    for (int64_t end = k + kProductRun; k < end; ++k, w += P.width) add(k);
+  for (; k < P.classes; ++k, w += P.width) add(k);
+  if (P.classes > kProductRun) earlier.finish(sum);
   for (int r = 0; r < MB; ++r) {
     Acc* out = P.dpooled + (b + r) * P.width + d;
     if (partial) {
@@ -218,7 +239,7 @@ template <int MK, int NV, class Acc, class W>
 INTERFLOW_INLINE void weight_gradient_tile(const WeightGradientParams<Acc>& P, int i, int64_t k, int64_t d, int64_t partial, Vec<Acc> (&rowdot)[MK][1]) {
   constexpr int64_t L = kLanes<Acc>;
   Vec<Acc> sum[MK][NV] = {};
-  LongTile<MK, NV, Acc> earlier;
+  LongTile<MK, NV, Acc, std::min<int64_t>(4, kRunsInAcc<Acc>)> earlier;
   const Acc* u = P.u + i * P.u_stage + k;
   const Acc* p = P.pooled + d;
   auto add = [&]() INTERFLOW_LAMBDA {
@@ -236,11 +257,14 @@ INTERFLOW_INLINE void weight_gradient_tile(const WeightGradientParams<Acc>& P, i
       for (int v = 0; v < NV; ++v) sum[q][v] = fma(scalar, x[v], sum[q][v]);
     }
   };
-  for (int64_t b = 0; b < P.batch;) {
-    if (b > 0) earlier.carry(sum);
-    for (int64_t end = std::min(b + kImageRun, P.batch); b < end; ++b, u += P.u_image, p += P.width) add();
-  }
-  earlier.finish(sum);
+  auto add_images = [&](int64_t count) INTERFLOW_LAMBDA {
+    for (; count > 0; --count, u += P.u_image, p += P.width) add();
+  };
+  int64_t images = P.batch;
+  bool several_runs = images > 2 * kImageRun;
+  for (; several_runs && images > kImageRun; images -= kImageRun) add_images(kImageRun), earlier.carry(sum);
+  add_images(images);
+  if (several_runs) earlier.finish(sum);
   for (int q = 0; q < MK; ++q) {
     int64_t place = (k + q) * P.width + d;
     Vec<Acc> scale = broadcast(at(P.scale, i, k + q));
@@ -265,7 +289,7 @@ void weight_gradient_rows(const WeightGradientParams<Acc>& P, int64_t k) {
   constexpr int64_t L = kLanes<Acc>;
   for (int i = 0; i < P.count; ++i) {
     Vec<Acc> rowdot[MK][1] = {};
-    LongTile<MK, 1, Acc> dots;
+    LongTile<MK, 1, Acc, 1> dots;  // what mostly cancels goes straight to the second level
     int64_t d = P.columns[i].begin, end = P.columns[i].end, tile = 0;
     for (; d + 2 * L <= end; d += 2 * L) {
       if (P.da && tile > 0 && tile % kDotRun == 0) dots.carry(rowdot);

@@ -3,14 +3,12 @@
 The most telling cell first; each is checked by the gate, timed in turns and written before the next is built. On a CPU tiny networks: a rehearsal.
 """
 
-import argparse
 import gc
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from harness.run import Session, check, counted, summary
 from networks import DIRECTIONS, Cell
 
 from . import inductor
+from .command import begin
 from .record import Record, machine_line, table
 
 NAMES = ("Interflow fused", "plain", "Interflow naive")
@@ -124,23 +123,12 @@ def shown(data: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--budget", type=float, default=180.0, help="seconds; no cell is begun that would not end in time")
-    parser.add_argument("--only", default="", help="cells whose name contains this text")
-    parser.add_argument("--kit", type=Path, default=None, help="where the libraries come from, for the commit that they were built from")
-    given = parser.parse_args(arguments)
-    until = time.perf_counter() + given.budget
-    device = torch.device(given.device, 0) if given.device == "cuda" else torch.device(given.device)
-    record = Record(given.out / "headline.json", "headline", device.type, given.kit)
-    record.about(machine.describe(device))
-    if device.type != "cuda":
-        torch.set_num_threads(1)
+    run = begin("headline", __doc__, arguments, budget=180.0)
+    if run.rehearsal:
         NEEDED[True] = NEEDED[False] = 0.0
-    session = Session(device, scale=1.0 if device.type == "cuda" else 0.0, patience=5.0 if device.type == "cuda" else 0.0)
-    failed = measure(record, session, until, given.only)
-    print(shown(record.data), flush=True)
+    session = Session(run.device, scale=0.0 if run.rehearsal else 1.0, patience=0.0 if run.rehearsal else 5.0)
+    failed = measure(run.record, session, run.until, run.only)
+    print(shown(run.record.data), flush=True)
     return int(failed > 0)
 
 

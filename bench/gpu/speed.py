@@ -4,7 +4,6 @@ bf16, replayed graphs of at least 20 calls, inputs that no cache holds. The most
 and beside its goal where the design has one. On a CPU tiny maps and no graphs: a rehearsal.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead
 
+from .command import begin
 from .record import Record, machine_line, table
 
 BF16 = torch.bfloat16
@@ -222,22 +221,10 @@ def shown(data: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds, after which no further row is begun")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--kit", type=Path, default=None, help="where the libraries come from, for the commit that they were built from")
-    given = parser.parse_args(arguments)
-    until = time.perf_counter() + given.budget
-    device = torch.device(given.device, 0) if given.device == "cuda" else torch.device(given.device)
-    if device.type != "cuda":
-        torch.set_num_threads(1)
-    record = Record(given.out / "speed.json", "speed", device.type, given.kit)
-    record.about(machine.describe(device))
-    measure(record, device, until, given.only)
-    print(shown(record.data), flush=True)
-    return int(any("failed" in row for row in record.data["rows"]))  # a miss is no failure
+    run = begin("speed", __doc__, arguments, budget=60.0)
+    measure(run.record, run.device, run.until, run.only)
+    print(shown(run.record.data), flush=True)
+    return int(any("failed" in row for row in run.record.data["rows"]))  # a miss is no failure
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ uint32_t* counters(int, cudaStream_t, int64_t count) {
 }
 
 void check_launch(cudaError_t error, const char* op, const char* kernel) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", kernel, ": ", emulation::last_fault());
+  INTERFLOW_CHECK(error == cudaSuccess, op, ": ", kernel, ": ", emulation::last_fault());
 }
 
 namespace emulation {

@@ -97,11 +97,11 @@ int64_t l2_bytes() {
 }
 
 void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) STD_TORCH_CHECK(false, "interflow_kernels: ", what, " failed: ", told(error));
+  if (error != cudaSuccess) INTERFLOW_CHECK(false, "interflow_kernels: ", what, " failed: ", told(error));
 }
 
 void check_launch(cudaError_t error, const char* op, const char* kernel) {
-  if (error != cudaSuccess) STD_TORCH_CHECK(false, op, ": launching ", kernel, " failed: ", told(error));
+  if (error != cudaSuccess) INTERFLOW_CHECK(false, op, ": launching ", kernel, " failed: ", told(error));
 }
 
 // --- one copy in a process ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
   int64_t n = int64_t(widths.size());
   std::vector<int64_t> begin = check_backward(kBackward, dy, dbranches, pooled, weight, bias, widths, feature_stages, ScalarType::Float);
   check_attention(mode, attention_weight, attention_bias, n, weight.size(0));
-  STD_TORCH_CHECK(on_device(pooled) && pooled.get_device_index() == weight.get_device_index(), kBackward, ": pooled must be on the device of weight");
+  INTERFLOW_CHECK(on_device(pooled) && pooled.get_device_index() == weight.get_device_index(), kBackward, ": pooled must be on the device of weight");
 
   // Guard and allocate
   OnDevice on(weight);
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
   P.dbias = data(need_bias && bias, dbias);
   P.dattention_weight = data(attention_terms, dattention_weight);
   P.dattention_bias = data(dy && need_attention && attention_bias, dattention_bias);
-  STD_TORCH_CHECK(std::max({batch, T.width, T.classes}) < INT32_MAX / 2 && score_tiles(T) + ceil_div(batch, kProductImages) * (T.width / kProductColumns + n) + ceil_div(T.classes, kWeightClasses) * (T.width / kWeightColumns + n) < INT32_MAX,
+  INTERFLOW_CHECK(std::max({batch, T.width, T.classes}) < INT32_MAX / 2 && score_tiles(T) + ceil_div(batch, kProductImages) * (T.width / kProductColumns + n) + ceil_div(T.classes, kWeightClasses) * (T.width / kWeightColumns + n) < INT32_MAX,
                   kBackward, ": pooled must be smaller: 2^31 tiles of work are beyond the kernel, got ", shape_text(pooled));
   column_tiles(P.pooled_tiles, T, kProductColumns);
   column_tiles(P.weight_tiles, T, kWeightColumns);

@@ -10,7 +10,7 @@ namespace {
 bool watchdog_asked() {
   const char* text = std::getenv("INTERFLOW_WATCHDOG");
   if (!text || !*text) return false;
-  STD_TORCH_CHECK((text[0] == '0' || text[0] == '1') && !text[1], "INTERFLOW_WATCHDOG must be 0 or 1, got '", text, "'");
+  INTERFLOW_CHECK((text[0] == '0' || text[0] == '1') && !text[1], "INTERFLOW_WATCHDOG must be 0 or 1, got '", text, "'");
   return text[0] == '1';
 }
 
@@ -26,9 +26,9 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   for (int64_t i = 0; i < n; ++i) {
     const Tensor& x = features[size_t(i)];
     Stage& s = P.maps[i] = stage_of(x, i, pool_size[0], pool_size[1]);
-    STD_TORCH_CHECK(s.dtype != DType::F64, kHead, kNoDoubles, ", got features[", i, "] in fp64");
-    STD_TORCH_CHECK(x.size(0) == batch, kHead, ": features[", i, "] must have the batch of features[0], ", batch, ", got ", shape_text(x));
-    STD_TORCH_CHECK(on_device(x) && x.get_device_index() == weight.get_device_index(), kHead, ": features[", i, "] must be on the device of weight");
+    INTERFLOW_CHECK(s.dtype != DType::F64, kHead, kNoDoubles, ", got features[", i, "] in fp64");
+    INTERFLOW_CHECK(x.size(0) == batch, kHead, ": features[", i, "] must have the batch of features[0], ", batch, ", got ", shape_text(x));
+    INTERFLOW_CHECK(on_device(x) && x.get_device_index() == weight.get_device_index(), kHead, ": features[", i, "] must be on the device of weight");
     s.column = width;
     add_width(s, width);
     begin.push_back(width);
@@ -47,12 +47,12 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   Tensor y = new_tensor(weight, {batch, classes}, out_type);
   Tensor branches = need_branches ? new_tensor(weight, {batch, n, classes}, out_type) : new_tensor(weight, {0}, out_type);
   P.out = dtype_of(y, kHead, "dtype");
-  STD_TORCH_CHECK(P.out != DType::F64, kHead, kNoDoubles, ", got dtype fp64");
+  INTERFLOW_CHECK(P.out != DType::F64, kHead, kNoDoubles, ", got dtype fp64");
   if (batch == 0) return {y, branches, pooled};
 
   // Schedule
   P.branches = need_branches ? writable(branches) : nullptr;
-  STD_TORCH_CHECK(schedule_head(P.schedule, P.maps, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(P.by_branch())), kHead,
+  INTERFLOW_CHECK(schedule_head(P.schedule, P.maps, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(P.by_branch())), kHead,
                   ": features must be smaller: a map of 2^30 pixels, a group of 2^31 planes or a batch of 2^31 tickets is beyond the kernel, got batch ", batch);
   for (int i = 0; i < n; ++i) {
     P.partial_begin[i] = P.partial_group;

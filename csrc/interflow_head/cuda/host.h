@@ -12,8 +12,8 @@ constexpr const char* kNoDoubles = ": fp64 has no CUDA kernel; call InterflowHea
 inline Parameter parameter_of(const OptionalTensor& t, const Tensor& like, const char* op, const char* name, std::vector<Tensor>& held) {
   if (!t) return {nullptr, DType::F32};
   DType dtype = dtype_of(*t, op, name);
-  STD_TORCH_CHECK(dtype != DType::F64, op, kNoDoubles, ", got ", name, " in fp64");
-  STD_TORCH_CHECK(on_device(*t) && t->get_device_index() == like.get_device_index(), op, ": ", name, " must be on the device of weight");
+  INTERFLOW_CHECK(dtype != DType::F64, op, kNoDoubles, ", got ", name, " in fp64");
+  INTERFLOW_CHECK(on_device(*t) && t->get_device_index() == like.get_device_index(), op, ": ", name, " must be on the device of weight");
   held.push_back(t->is_contiguous() ? *t : torch::stable::contiguous(*t));
   return {readable(held.back()), dtype};
 }
@@ -24,7 +24,7 @@ inline HeadTail head_tail(int64_t batch, const std::vector<int64_t>& begin, cons
   HeadTail T{};
   T.count = int(begin.size()) - 1, T.batch = batch, T.width = begin.back(), T.classes = weight.size(0);
   std::copy(begin.begin(), begin.end(), T.begin);
-  STD_TORCH_CHECK(T.width < INT32_MAX / 2, op, ": weight must have fewer than 2^30 columns, got ", T.width);
+  INTERFLOW_CHECK(T.width < INT32_MAX / 2, op, ": weight must have fewer than 2^30 columns, got ", T.width);
   for (int i = 0; i < T.count; ++i) T.first_block[i + 1] = T.first_block[i] + int(ceil_div(T.begin[i + 1] - T.begin[i], kBlockColumns));
   T.weight_dtype = dtype_of(weight, op, "weight");
   T.weight = parameter_of(weight, weight, op, "weight", held).data;

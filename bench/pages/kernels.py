@@ -14,8 +14,9 @@ CONVOLUTION, BETWEEN, NORM, TAP, HEAD, LOSS, OPTIMIZER, OTHER = (
     "other",
 )
 KINDS = (CONVOLUTION, BETWEEN, NORM, TAP, HEAD, LOSS, OPTIMIZER, OTHER)
-"""TAP: the tap, and the stage end. BETWEEN: PyTorch's operators between convolutions, those that they take the place of and the bias and ReLU inside a stage alike, their backward
-passes, the sums of bias gradients and of gradients from two consumers. HEAD: the fused head, or classifiers and attention in plain PyTorch."""
+"""TAP: the tap, and the stage end. BETWEEN: PyTorch's operators between convolutions, those that these take the place of and the bias and ReLU inside a
+stage alike, their backward passes, the sums of bias gradients and of gradients from two consumers. HEAD: the fused head, or classifiers and attention in
+plain PyTorch."""
 
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),

@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor> run(const OptionalTensor& dv, const OptionalTensor& d
   EndBackwardParams P{};
   P.plan = plan;
   P.dv = strided(dv, plan.dtype), P.v = strided(v, plan.dtype);
-  OptionalTensor dense = dp ? OptionalTensor(contiguous(*dp, kEndBackward, "dp")) : std::nullopt;
-  P.dp = dense ? dense->const_data_ptr() : nullptr;
+  Tensor dense = dp ? contiguous(*dp, kEndBackward, "dp") : like;
+  P.dp = dp ? dense.const_data_ptr() : nullptr;
   P.du = du.mutable_data_ptr();
   P.dshift = terms.get();
   run_units(end_kernels().backward, P);

@@ -58,9 +58,7 @@ def _gradients(ctx: Any, run: Callable[..., Any], dv: Tensor | None, dp: Tensor 
         (v,) = ctx.saved_tensors
         like = v
     else:
-        v, like = None, torch.empty((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
-        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
-            like.requires_grad_()  # a second differentiation is met by the sentence also where dv and dp are constants
+        v, like = None, torch.empty((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)  # du does not depend on u: of constants it is one
     du, dshift = run(dv, dp, v, like, ctx.channels_last, need_shift)
     return du, dshift.to(ctx.shift_dtype) if need_shift else None, du if ctx.has_residual else None
 

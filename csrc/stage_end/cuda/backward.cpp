@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> stage_end_backward(const OptionalTensor& dv, const Op
   if (dv) P.dv = end_map(*dv, plan), P.dv.map.data = readable(*dv);
   if (v) P.v = end_map(*v, plan), P.v.map.data = readable(*v);
   P.du = writable(du), P.du_access = end_map(du, plan).access;
-  P.wide = is_wide(plan, {dv ? P.dv.access : 16, v ? P.v.access : 16, P.du_access});
+  P.wide = is_wide(plan, P.dv, P.v, P.du_access);
   if (dp) {
     P.dp = static_cast<const float*>(readable(*dp)), P.dp_stride_b = dp->stride(0), P.dp_stride_c = dp->stride(1);
     P.dp_wide = P.dp_stride_c == 1 && plan.whole && widest_access(P.dp, {P.dp_stride_b * 4}) == 16;

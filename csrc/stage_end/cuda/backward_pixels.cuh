@@ -41,15 +41,14 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels_backwar
         Chunk upstream[kEndAtOnce], value[kEndAtOnce];
 #pragma unroll
         for (int j = 0; j < kEndAtOnce; ++j) {
-          int pixel = i + j * plan.lanes, h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
-          const T* of_dv = from + h * dv.stride_h + w * dv.stride_w;
-          const T* of_v = values + h * v.stride_h + w * v.stride_w;
+          int pixel = i + j * plan.lanes;
           if constexpr (kWide) {
-            load_whole_if(upstream[j], pixel < last && has_dv, of_dv, policy);
-            if constexpr (kRelu) load_whole_if(value[j], pixel < last, of_v, policy);
+            load_whole_if(upstream[j], pixel < last && has_dv, from + pixel * dv.stride_w, policy);
+            if constexpr (kRelu) load_whole_if(value[j], pixel < last, values + pixel * v.stride_w, policy);
           } else if (pixel < last) {
-            if (has_dv) load_few(upstream[j], of_dv, count, P.dv.access, dv.stride_c);
-            if (relu) load_few(value[j], of_v, count, P.v.access, v.stride_c);
+            int h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
+            if (has_dv) load_few(upstream[j], from + h * dv.stride_h + w * dv.stride_w, count, P.dv.access, dv.stride_c);
+            if (relu) load_few(value[j], values + h * v.stride_h + w * v.stride_w, count, P.v.access, v.stride_c);
           }
         }
 

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> stage_end(const Tensor& u, const OptionalTensor& shif
   P.u = end_map(u, plan), P.u.map.data = readable(u);
   if (residual) P.residual = end_map(*residual, plan), P.residual.map.data = readable(*residual);
   P.v = writable(v), P.v_access = end_map(v, plan).access;
-  P.wide = is_wide(plan, {P.u.access, residual ? P.residual.access : 16, P.v_access});
+  P.wide = is_wide(plan, P.u, P.residual, P.v_access);
   if (shift) {
     P.shift = readable(*shift), P.shift_dtype = dtype_of(*shift, kEnd, "shift"), P.shift_stride = s.channels == 1 ? 1 : shift->stride(0);
     P.shift_wide = P.shift_stride == 1 && plan.whole && widest_access(P.shift, {}) == 16;

@@ -37,15 +37,14 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels(const _
         Chunk x[kEndAtOnce], added[kEndAtOnce];
 #pragma unroll
         for (int j = 0; j < kEndAtOnce; ++j) {
-          int pixel = i + j * plan.lanes, h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
-          const T* of_u = from + h * u.stride_h + w * u.stride_w;
-          const T* of_residual = to_add + h * residual.stride_h + w * residual.stride_w;
+          int pixel = i + j * plan.lanes;
           if constexpr (kWide) {
-            load_whole_if(x[j], pixel < last, of_u, policy);
-            if constexpr (kResidual) load_whole_if(added[j], pixel < last, of_residual, policy);
+            load_whole_if(x[j], pixel < last, from + pixel * u.stride_w, policy);
+            if constexpr (kResidual) load_whole_if(added[j], pixel < last, to_add + pixel * residual.stride_w, policy);
           } else if (pixel < last) {
-            load_few(x[j], of_u, count, P.u.access, u.stride_c);
-            if (has_residual) load_few(added[j], of_residual, count, P.residual.access, residual.stride_c);
+            int h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
+            load_few(x[j], from + h * u.stride_h + w * u.stride_w, count, P.u.access, u.stride_c);
+            if (has_residual) load_few(added[j], to_add + h * residual.stride_h + w * residual.stride_w, count, P.residual.access, residual.stride_c);
           }
         }
 

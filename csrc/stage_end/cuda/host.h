@@ -14,9 +14,10 @@ EndPlan plan_end_units(const MapShape& shape, DType dtype, const char* op);
 // How the kernels read t, or write it (its data are for the caller to fill in).
 EndMap end_map(const Tensor& t, const EndPlan& plan);
 
-// Whether 16 bytes are moved at a time wherever there is a map.
-inline bool is_wide(const EndPlan& plan, std::initializer_list<int32_t> accesses) {
-  return plan.whole && std::all_of(accesses.begin(), accesses.end(), [](int32_t access) { return access == 16; });
+// Whether 16 bytes are moved at a time wherever there is a map; the last one is written.
+inline bool is_wide(const EndPlan& plan, const EndMap& first, const EndMap& second, int32_t written) {
+  auto fits = [](const EndMap& m) { return !m.map.data || (m.access == 16 && m.follow); };
+  return plan.whole && fits(first) && fits(second) && written == 16;
 }
 
 }  // namespace interflow

@@ -18,13 +18,15 @@ EndMap end_map(const Tensor& t, const EndPlan& plan) {
   int64_t size = element_size(plan.dtype), pixels = s.pixels();
   EndMap m{};
   m.map.stride_b = s.batch == 1 ? 0 : t.stride(0), m.map.stride_c = s.channels == 1 ? 1 : t.stride(1);
-  m.map.stride_h = s.height == 1 ? 0 : t.stride(2), m.map.stride_w = s.width == 1 ? 1 : t.stride(3);
+  m.map.stride_h = s.height == 1 ? 0 : t.stride(2), m.map.stride_w = s.width > 1 ? t.stride(3) : s.channels_last ? m.map.stride_h : 1;
   const void* data = t.const_data_ptr();
   if (s.channels_last) {
     bool runs = m.map.stride_c == 1;
-    m.access = runs ? widest_access(data, {m.map.stride_b * size, m.map.stride_h * size, (s.width == 1 ? 0 : m.map.stride_w) * size, s.channels * size}) : int32_t(size);
+    m.follow = s.height == 1 || m.map.stride_h == s.width * m.map.stride_w;
+    m.access = runs ? widest_access(data, {m.map.stride_b * size, m.map.stride_h * size, m.map.stride_w * size, s.channels * size}) : int32_t(size);
     return m;
   }
+  m.follow = true;
   bool runs = m.map.stride_w == 1 && (s.height == 1 || m.map.stride_h == s.width) && (s.channels == 1 || m.map.stride_c == pixels);
   int64_t slab = plan.slabs > 1 ? plan.slab * pixels : 0, part = plan.parts > 1 ? int64_t(plan.part_size) | pixels : 0;
   m.access = runs ? widest_access(data, {m.map.stride_b * size, s.channels * pixels * size, slab * size, part * size}) : 0;

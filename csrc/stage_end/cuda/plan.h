@@ -29,7 +29,8 @@ using namespace map_planning;
 
 constexpr int64_t kEndAtOnce = 4;              // chunks whose reads a thread begins together
 constexpr int64_t kChunks = kMapThreads * 4;   // of a unit where planes are small
-constexpr int64_t kMostChunks = 4 * kChunks;   // of planes that fill whole chunks only several together; a part of a plane has half as many
+constexpr int64_t kMostChunks = 2 * kChunks;   // of a whole plane: larger ones are cut
+constexpr int64_t kMostTogether = 6 * kChunks; // of planes that fill whole chunks only several together: 48 KB of sums
 constexpr PixelCut kPixels{0, 32, kEndAtOnce, 2};
 
 inline void cut_end_planes(EndPlan& plan) {
@@ -38,7 +39,7 @@ inline void cut_end_planes(EndPlan& plan) {
   bool tiny = pixels < vector;
   int64_t chunks = tiny ? kMapThreads : kChunks, together = ceil_of(grain * pixels, vector);  // of those planes
   int64_t slab = 1, part_size = pixels, part_grain = 1;
-  if (grain == 1 ? together <= kMostChunks / 2 : together <= kMostChunks) {
+  if (together <= (grain == 1 ? kMostChunks : kMostTogether)) {
     int64_t grains = std::max<int64_t>(1, chunks / together), slabs = ceil_of(s.channels, grains * grain);
     slab = ceil_of(ceil_of(s.channels, slabs), grain) * grain;
   } else {
@@ -55,7 +56,7 @@ inline void cut_end_planes(EndPlan& plan) {
     plan.slots = tiny ? int32_t(vector) : 2, plan.numbers = int32_t(ceil_of(std::min(slab, s.channels) * pixels, vector) * plan.slots);
     plan.most = int32_t(tiny ? pixels : grain == 1 ? pixels / vector : (pixels + vector - 2) / vector + 1);
   }
-  plan.whole = s.channels * pixels % vector == 0 && (plan.parts == 1 || pixels % vector == 0) && !tiny;
+  plan.whole = s.channels * pixels % vector == 0 && (slab * pixels % vector == 0 || slab >= s.channels) && !tiny;
 }
 
 }  // namespace end_planning

@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels_backwar
         for (int j = 0; j < kEndAtOnce; ++j) {
           int pixel = i + j * plan.lanes;
           if constexpr (kWide) {
-            load_whole_if(upstream[j], pixel < last && has_dv, from + pixel * dv.stride_w, policy);
-            if constexpr (kRelu) load_whole_if(value[j], pixel < last, values + pixel * v.stride_w, policy);
+            int offset = pixel * int(s.channels);
+            load_whole_if(upstream[j], pixel < last && has_dv, from + offset, policy);
+            if constexpr (kRelu) load_whole_if(value[j], pixel < last, values + offset, policy);
           } else if (pixel < last) {
             int h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
             if (has_dv) load_few(upstream[j], from + h * dv.stride_h + w * dv.stride_w, count, P.dv.access, dv.stride_c);
@@ -61,11 +62,10 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels_backwar
           float d[V];
           Chunk out;
           end_gradient<T>(d, out, upstream[j], gp, value[j], relu);
-          T* to = du + pixel * s.channels;
           if constexpr (kWide)
-            store_whole(to, out);
+            store_whole(du + pixel * int(s.channels), out);
           else
-            store_few(to, out, count, P.du_access);
+            store_few(du + pixel * s.channels, out, count, P.du_access);
 #pragma unroll
           for (int k = 0; k < V; ++k) sums[k] += d[k];  // those behind `count` are nobody's
         }

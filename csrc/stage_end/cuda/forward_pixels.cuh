@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels(const _
         for (int j = 0; j < kEndAtOnce; ++j) {
           int pixel = i + j * plan.lanes;
           if constexpr (kWide) {
-            load_whole_if(x[j], pixel < last, from + pixel * u.stride_w, policy);
-            if constexpr (kResidual) load_whole_if(added[j], pixel < last, to_add + pixel * residual.stride_w, policy);
+            int offset = pixel * int(s.channels);
+            load_whole_if(x[j], pixel < last, from + offset, policy);
+            if constexpr (kResidual) load_whole_if(added[j], pixel < last, to_add + offset, policy);
           } else if (pixel < last) {
             int h = int(divide(uint32_t(pixel), plan.row)), w = pixel - h * int(plan.row.divisor);
             load_few(x[j], from + h * u.stride_h + w * u.stride_w, count, P.u.access, u.stride_c);
@@ -54,11 +55,10 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels(const _
           int pixel = i + j * plan.lanes;
           if (j > 0 && pixel >= last) break;
           end_chunk<T>(x[j], shift, added[j], has_residual, P.relu);
-          T* to = v + pixel * s.channels;
           if constexpr (kWide)
-            store_whole(to, x[j]);
+            store_whole(v + pixel * int(s.channels), x[j]);
           else
-            store_few(to, x[j], count, P.v_access);
+            store_few(v + pixel * s.channels, x[j], count, P.v_access);
 #pragma unroll
           for (int k = 0; k < V; ++k) sums[k] += Packed<T>::get(x[j][k / kPer<T>], k % kPer<T>);  // those behind `count` are nobody's
         }

@@ -16,7 +16,7 @@ EndMap end_map(const Tensor& t, const EndPlan& plan);
 
 // Whether 16 bytes are moved at a time wherever there is a map; the last one is written.
 inline bool is_wide(const EndPlan& plan, const EndMap& first, const EndMap& second, int32_t written) {
-  auto fits = [](const EndMap& m) { return !m.map.data || (m.access == 16 && m.follow); };
+  auto fits = [](const EndMap& m) { return !m.map.data || (m.access == 16 && m.dense); };
   return plan.whole && fits(first) && fits(second) && written == 16;
 }
 

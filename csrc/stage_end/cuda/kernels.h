@@ -11,14 +11,14 @@ namespace interflow {
 struct EndMap {
   StridedMap map;
   int32_t access;
-  bool follow;  // NHWC: pixels follow each other over the ends of rows
+  bool dense;  // NHWC: an image is one run, shorter than 2^30
 };
 
 struct EndParams {
   EndPlan plan;
   EndMap u, residual;  // [B, C, H, W]; residual may be none
   bool relu;
-  bool wide;           // every map by 16 bytes, its pixels following each other
+  bool wide;           // every map by 16 bytes; NHWC: and dense
   const void* shift;   // [C] in shift_dtype, or null
   DType shift_dtype;
   int64_t shift_stride;
@@ -34,7 +34,7 @@ struct EndParams {
 struct EndBackwardParams {
   EndPlan plan;
   EndMap dv, v;  // [B, C, H, W]; none: no gradient of v; nothing is masked
-  bool wide;     // every map by 16 bytes, its pixels following each other
+  bool wide;     // every map by 16 bytes; NHWC: and dense
   const float* dp;  // [B, C], or null
   int64_t dp_stride_b, dp_stride_c;
   bool dp_wide;         // readable in 16 bytes at a time

@@ -22,11 +22,12 @@ EndMap end_map(const Tensor& t, const EndPlan& plan) {
   const void* data = t.const_data_ptr();
   if (s.channels_last) {
     bool runs = m.map.stride_c == 1;
-    m.follow = s.height == 1 || m.map.stride_h == s.width * m.map.stride_w;
+    bool row = s.width == 1 || m.map.stride_w == s.channels, rows = s.height == 1 || m.map.stride_h == s.width * s.channels;
+    m.dense = runs && row && rows && s.channels * pixels < int64_t(1) << 30;
     m.access = runs ? widest_access(data, {m.map.stride_b * size, m.map.stride_h * size, m.map.stride_w * size, s.channels * size}) : int32_t(size);
     return m;
   }
-  m.follow = true;
+  m.dense = true;
   bool runs = m.map.stride_w == 1 && (s.height == 1 || m.map.stride_h == s.width) && (s.channels == 1 || m.map.stride_c == pixels);
   int64_t slab = plan.slabs > 1 ? plan.slab * pixels : 0, part = plan.parts > 1 ? int64_t(plan.part_size) | pixels : 0;
   m.access = runs ? widest_access(data, {m.map.stride_b * size, s.channels * pixels * size, slab * size, part * size}) : 0;

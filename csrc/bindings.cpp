@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "interflow_head/cuda/schedule.h"
+#include "stage_end/plan_bindings.h"
 #include "stage_tap/plan_bindings.h"
 
 namespace {
@@ -91,6 +92,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information of interflow_kernels, and the CUDA head's schedule.";
   define_schedule(m);
   interflow::define_tap_plan(m);
+  interflow::define_end_plan(m);
   m.def(
       "build_info",
       [] {

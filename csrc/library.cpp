@@ -33,6 +33,15 @@ constexpr const char* kSchemas[] = {
     // never read; channels_last: of u and du. -> du [B, C, H, W], dshift [C] as p or [0].
     "stage_tap_backward(Tensor? dm, Tensor? dp, Tensor mask, Tensor like, bool max_pool, bool channels_last, bool need_shift) "
     "-> (Tensor du, Tensor dshift)",
+
+    // u [B, C, H, W]; shift [C] in u's dtype or fp32; residual [B, C, H, W] in u's dtype, any strides; activation: relu or none.
+    // -> v [B, C, H, W] in u's dtype and memory format; p [B, C] in fp32 (fp64 for fp64 u).
+    "stage_end(Tensor u, Tensor? shift, Tensor? residual, str activation) -> (Tensor v, Tensor p)",
+    // dv [B, C, H, W] in u's dtype and dp [B, C] as p, any strides, each may be missing; v: what forward returned, or None where
+    // nothing is masked (activation none); like: any tensor of u's shape and dtype, never read; channels_last: of u and du.
+    // -> du [B, C, H, W], which is also the residual's gradient; dshift [C] as p or [0].
+    "stage_end_backward(Tensor? dv, Tensor? dp, Tensor? v, Tensor like, bool channels_last, bool need_shift) "
+    "-> (Tensor du, Tensor dshift)",
 };
 
 // Owns the definitions until the process ends or the library is closed.

@@ -87,6 +87,39 @@ class TapPlan:
     @property
     def vector(self) -> int: ...
 
+@final
+class EndPlan:
+    """How the stage end's work is cut into units: see csrc/stage_end/cuda/plan.h."""
+
+    @property
+    def slab(self) -> int: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def part_size(self) -> int: ...
+    @property
+    def parts(self) -> int: ...
+    @property
+    def slabs(self) -> int: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def numbers(self) -> int: ...
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def vector(self) -> int: ...
+
 def head_schedule(maps: Sequence[Sequence[int]], batch: int, classes: int, weight_bytes: int, wide: int) -> HeadSchedule:
     """The schedule of maps, each 11 numbers: channels, height, width, element size, strides of b, c, h, w in elements, bins_h, bins_w, address."""
 
@@ -95,6 +128,9 @@ def group_images(batch: int, weight_bytes: int) -> int:
 
 def tap_plan(batch: int, channels: int, height: int, width: int, element: int, max_pool: bool, channels_last: bool) -> TapPlan:
     """The stage tap's plan of a map [B, C, H, W] whose elements have so many bytes."""
+
+def end_plan(batch: int, channels: int, height: int, width: int, element: int, channels_last: bool) -> EndPlan:
+    """The stage end's plan of a map [B, C, H, W] whose elements have so many bytes."""
 
 def build_info() -> dict[str, Any]:
     """Compiler, torch, stable ABI version, CUDA version and GPUs, why so, and the CPU instruction sets compiled."""

@@ -14,18 +14,20 @@ Beside them stand the programs `python -m interflow_kernels.info` and `python -m
 
 from ._backend import backend
 from ._version import __version__
-from .functional import interflow_head, stage_tap
-from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageTap, conv_tap
+from .functional import interflow_head, stage_end, stage_tap
+from .modules import AuxiliaryHeads, FoldedInterflowHead, FusedInterflowHead, InterflowHead, StageEnd, StageTap, conv_tap
 
 __all__ = [
     "AuxiliaryHeads",
     "FoldedInterflowHead",
     "FusedInterflowHead",
     "InterflowHead",
+    "StageEnd",
     "StageTap",
     "__version__",
     "backend",
     "conv_tap",
     "interflow_head",
+    "stage_end",
     "stage_tap",
 ]

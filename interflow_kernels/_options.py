@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import ATTENTIONS
+from .reference import ACTIVATIONS, ATTENTIONS
 
 MAX_STAGES = 16
 LAYOUTS = ("NCHW", "NHWC")
@@ -68,6 +68,12 @@ def attention_mode(attention: Any) -> str:
     if not isinstance(attention, str) or attention not in ATTENTIONS:
         raise ValueError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}, got {shown(attention)}")
     return str(attention)
+
+
+def activation_name(activation: Any) -> str:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {shown(activation)}")
+    return str(activation)
 
 
 def layouts(layout: Any, num_stages: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ def runs_along_channels(shape: Sequence[Any], strides: Sequence[Any]) -> bool:
     """Whether the kernels take a map of this shape and strides as NHWC, and give m and du in channels_last.
 
     They do where the channels of a pixel lie together and the strides of C, W, H, B grow in this order. A dimension of size 1 does not
-    count; an image may be repeated (stride 0). All else comes contiguous. csrc/stage_tap/checks.h has the same rule.
+    count; an image may be repeated (stride 0). All else comes contiguous. csrc/common/feature_map.h has the same rule.
     """
     if not (strides[1] == 1 and shape[1] > 1):
         return False

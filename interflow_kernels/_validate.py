@@ -229,6 +229,29 @@ def tap(u: Any, shift: Any) -> None:
         raise ValueError(f"shift must be on the device of u, {u.device}, got {shift.device}")
 
 
+def end(u: Any, shift: Any, residual: Any) -> None:
+    """u and shift as tap() says; residual of u's shape, floating, on u's device, or None."""
+    tap(u, shift)
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        not_a_tensor(residual, "residual", "a tensor or None")
+    if residual.layout is not _STRIDED:
+        dense(residual, "residual")
+    try:
+        shape = residual.shape
+    except RuntimeError:
+        dense(residual, "residual")
+        raise
+    if shape != u.shape:
+        raise ValueError(f"residual must have the shape of u, {tuple(u.shape)}, got {tuple(shape)}")
+    if residual.dtype not in DTYPES:
+        dense(residual, "residual")
+        raise TypeError(f"residual must be {DTYPES_TEXT}, got {residual.dtype}")
+    if residual.device != u.device:
+        raise ValueError(f"residual must be on the device of u, {u.device}, got {residual.device}")
+
+
 def folded(weight: Any, bias: Any, width: int) -> None:
     """weight [K, D] with D = `width`, K of at least 1; bias [K]."""
     floating(weight, "weight")

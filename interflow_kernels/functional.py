@@ -131,3 +131,42 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     if not _serves(u) or route == _tracing.PLAIN:
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool, route)
+
+
+def stage_end(u: Tensor, shift: Tensor | None = None, residual: Tensor | None = None, *, activation: str = "relu") -> tuple[Tensor, Tensor]:
+    """The end of a stage whose map the network goes on with, in one pass: bias, shortcut, activation, and the mean that a head pools.
+
+        v = act((u + shift) + residual)        [B, C, H, W]; each step rounded to u's dtype
+        p = mean of v over H, W                [B, C]
+
+    act is the ReLU, or nothing for activation="none": then p rides on the pass that adds shift and residual, or on a copy of u.
+
+    Shapes: u [B, C, H, W], any H, W >= 1 and any strides; shift [C] or None; residual [B, C, H, W], any strides, or None. v has u's
+    dtype; p is fp32 (fp64 for fp64 u) and sums in one order, whatever the batch or the thread count.
+
+    Memory: v and the gradient of u are channels_last where u has C > 1, stride 1 between channels, and strides of C, W, H, B that
+    grow in this order (dimensions of size 1 do not count, an image may be repeated with stride 0); else they are contiguous.
+
+    Bits: on every device, v has those of PyTorch's own operators on a CPU, and so has the gradient of u that comes from v or from p
+    alone (from both together: in fp32 and fp64; below, PyTorch rounds each before it adds them). PyTorch itself differs between
+    devices and versions: see stage_tap.
+
+    Dtypes: fp32, fp64, bf16, fp16; shift in u's dtype or fp32, residual in any of the four, each rounded to u's; a residual of another
+    dtype than u's takes a pass of its own. Autocast changes nothing.
+
+    For backward v is kept and nothing else; without an activation nothing is. The gradient of u is written once and is that of the residual
+    too. v must not be changed in place where a gradient is wanted, as with F.relu. NaN and -0 behave as in PyTorch.
+    Differentiable once in u, shift and residual; a second differentiation raises NotImplementedError.
+
+    Raises ValueError or TypeError, naming the argument, what was expected and what came.
+    """
+    if isinstance(u, Proxy):
+        return _fx.leaf(stage_end, u, shift, residual, activation=activation)
+    _validate.end(u, shift, residual)
+    activation = _options.activation_name(activation)
+    route = _tracing.route()
+    if not _serves(u) or route == _tracing.PLAIN:
+        return reference.stage_end(u, shift, residual, activation)
+    if residual is not None and residual.dtype is not u.dtype:
+        residual = residual.to(u.dtype)
+    return ops.stage_end(u, shift, residual, activation, route)

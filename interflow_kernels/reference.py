@@ -11,6 +11,10 @@ The end of a stage, on the last convolution's output u [B, C, H, W] and its bias
 
     v = relu(u + shift),  m = max_pool2d(v, 2, 2) [B, C, H/2, W/2],  p = mean of v over H, W [B, C]
 
+and where a stage has no max-pool, with what a shortcut adds, residual [B, C, H, W]:
+
+    v = act((u + shift) + residual) [B, C, H, W],  p = mean of v over H, W [B, C]
+
 Source: Z. Cai, "Interflow: Aggregating Multi-layer Feature Mappings with Attention Mechanism", arXiv 2106.14073.
 """
 
@@ -22,6 +26,10 @@ from torch import Tensor
 
 ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
 """The attention modes of the public interface. The operator knows one more, "folded": y = sum_i z_i + c, c [K]."""
+
+
+ACTIVATIONS = ("relu", "none")
+"""What the end of a stage does to its sum."""
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:
@@ -105,3 +113,12 @@ def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool) -> tuple[Tensor |
     if u.shape[1] == 0 or min(u.shape[2:]) < 2:  # PyTorch's max-pool raises: there is no channel, or no window is complete
         return v[:, :, : u.shape[2] // 2, : u.shape[3] // 2], p
     return F.max_pool2d(v, 2, 2), p
+
+
+def stage_end(u: Tensor, shift: Tensor | None, residual: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """u, residual [B, C, H, W] or None, shift [C] or None -> v [B, C, H, W] in u's dtype, p [B, C] in fp32 (fp64 for fp64 u)."""
+    v = u if shift is None else u + shift.to(u.dtype)[:, None, None]
+    if residual is not None:
+        v = v + residual.to(u.dtype)
+    v = F.relu(v) if activation == "relu" else v.clone() if v is u else v
+    return v, v.mean((2, 3), dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +19,17 @@ __all__ = [
     "LAYOUTS",
     "TOLERANCE",
     "Counted",
+    "EndCase",
     "HeadCase",
     "TapCase",
     "Tolerance",
     "assert_close",
     "assert_same_bits",
+    "composed_end",
+    "composed_end_gradient",
     "composed_tap",
     "composed_tap_gradient",
+    "end_inputs",
     "gradients",
     "head_inputs",
     "in_layout",
@@ -141,15 +145,60 @@ def tap_inputs(case: TapCase, seed: int = 0) -> tuple[Tensor, Tensor | None]:
     return u, None if case.shift == "none" else shift[::3] if case.shift == "strided" else shift[: case.shape[1]]
 
 
+@dataclass(frozen=True)
+class EndCase:
+    """One stage end: u is [B, C, H, W]. shift, special: as of a TapCase; residual: its layout, or "none"."""
+
+    shape: tuple[int, int, int, int] = (2, 19, 9, 13)
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    activation: str = "relu"
+    shift: str = "fp32"
+    residual: str = "contiguous"
+    special: bool = False
+
+
+def end_inputs(case: EndCase, seed: int = 0) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """u, shift and residual, normally distributed in steps of 1/4."""
+    of_tap = TapCase(case.shape, case.dtype, case.layout, shift=case.shift, special=case.special)
+    u, shift = tap_inputs(of_tap, seed)
+    if case.residual == "none":
+        return u, shift, None
+    return u, shift, tap_inputs(replace(of_tap, layout=case.residual), seed + 1000)[0]
+
+
+def _on_cpu(**tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU, where PyTorch's operators have the bits that the kernels promise; got {t.device}; call .cpu() first")
+
+
+def composed_end(u: Tensor, shift: Tensor | None, residual: Tensor | None, activation: str = "relu") -> Tensor:
+    """v of the stage end from PyTorch's own operators on the CPU, each step in u's dtype: the bits that it promises on every device."""
+    _on_cpu(u=u, shift=shift, residual=residual)
+    v = u if shift is None else u + shift.to(u.dtype)[:, None, None]
+    v = v if residual is None else v + residual.to(u.dtype)
+    return F.relu(v) if activation == "relu" else v
+
+
+def composed_end_gradient(u: Tensor, shift: Tensor | None, residual: Tensor | None, activation: str, dv: Tensor | None, dp: Tensor | None) -> Tensor:
+    """du of the stage end by PyTorch's autograd on the CPU; the bits that it promises for one upstream gradient, and for both in fp32 and fp64."""
+    leaf = u.detach().requires_grad_()
+    v = composed_end(leaf, shift, residual, activation)
+    pairs = [(v, dv)] if dv is not None else []
+    if dp is not None:
+        pairs.append((v.mean((2, 3), dtype=dp.dtype), dp))
+    (du,) = torch.autograd.grad([out for out, _ in pairs], leaf, [g for _, g in pairs])
+    return du
+
+
 def composed_tap(u: Tensor, shift: Tensor | None, max_pool: bool = True) -> tuple[Tensor, Tensor | None]:
     """v and m of the stage tap from PyTorch's own operators on the CPU, each step in u's dtype; m is None without max-pool.
 
     These are the bits that the tap promises on every device. PyTorch's operators on a GPU may give others: relu(-0.0) is +0 on CUDA in
     torch 2.11 and -0 elsewhere. So an expectation is composed on the CPU; ValueError where u or shift lies on another device.
     """
-    for name, t in (("u", u), ("shift", shift)):
-        if t is not None and t.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU, where PyTorch's operators have the bits that the tap promises; got {t.device}; call .cpu() first")
+    _on_cpu(u=u, shift=shift)
     v = F.relu(u if shift is None else u + shift.to(u.dtype)[:, None, None])
     if not max_pool:
         return v, None

@@ -44,6 +44,8 @@ BATCHES = (
     Batch(r"tap_pixels_backward<\w+, false, true>", STREAM_BYTE, 4, 1, "the mask of four pixels"),
     Batch(rf"tap_planes_backward<\w+, true, {PATH}0>", STREAM, 4, 1, "mask and dm of two tiles"),
     Batch(rf"tap_planes_backward<\w+, false, {PATH}0>", STREAM_BYTE, 4, 1, "the mask of four pieces"),
+    Batch(r"end_(pixels|planes)(_backward)?<\w+, true, true>", STREAM_128, 8, 1, "four pixels or chunks of u and the residual, or of dv and v"),
+    Batch(r"end_(pixels|planes)(_backward)?<\w+, false, true>", STREAM_128, 4, 1, "four pixels or chunks"),
 )
 
 

@@ -55,6 +55,14 @@ def test_bytes_of_the_tap():
     assert shape.forward_bytes(training=True) - shape.forward_bytes(training=False) == shape.mask_bytes()
 
 
+def test_bytes_of_the_stage_end():
+    maps = ((3, 5, 4), (2, 3, 3))
+    each, means = 2 * (60 + 18) * 2, 2 * 5 * 4
+    for residual, relu, forward, backward in ((True, True, 3, 3), (False, True, 2, 3), (False, False, 2, 2)):
+        shape = roofline.EndShape(maps, batch=2, element=2, residual=residual, relu=relu)
+        assert (shape.forward_bytes(), shape.backward_bytes()) == (forward * each + means, backward * each + means)
+
+
 def test_stages_at_other_pixels():
     assert [h for _, h, _ in roofline.at_pixels(roofline.BOUNDARIES, 32)] == [32, 16, 8, 4, 2]
 
@@ -278,7 +286,7 @@ def test_cold_inputs_exceed_the_cache():
     assert torch.equal(a[1][0], b[1][0]) and not torch.equal(a[0][0], a[1][0])
 
 
-@pytest.mark.parametrize("module", ["bench_head", "bench_stage_tap", "bench_train_step", "bench_complexity"])
+@pytest.mark.parametrize("module", ["bench_head", "bench_stage_tap", "bench_stage_end", "bench_train_step", "bench_complexity"])
 def test_plans_have_names_of_their_own_and_the_full_set_holds_the_quick_one(module):
     quick, full = ([plan.name for plan in room(module).plans(full, CPU)] for full in (False, True))
     assert len(set(full)) == len(full)

@@ -94,6 +94,13 @@ KINDS = [
     (OURS_TAP_BACKWARD, (), TAP, "tap_planes_backward"),
     (OURS_HEAD, (), HEAD, "interflow_head_forward_kernel"),
     ("tap_pixels_backward", (), TAP, "tap_pixels_backward"),
+    ("end_planes", (), TAP, "end_planes"),
+    (
+        "void interflow::end_pixels_backward<__half, true, true>(interflow::EndBackwardParams)",
+        ("interflow_kernels::stage_end_backward",),
+        TAP,
+        "end_pixels_backward",
+    ),
     ("head_tail", (), HEAD, "head_tail"),
     (FPROP, (), CONVOLUTION, "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_..._5x_cudnn"),
     (CUTLASS, (), CONVOLUTION, "cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_128x128_32x4_nhwc_align8"),

@@ -320,7 +320,7 @@ def test_without_the_cuda_library_nothing_is_taken_for_it(monkeypatch):
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------------
-SUMS = "csrc/stage_tap/cuda/sums.cuh"
+SUMS = "csrc/common/cuda/block_sums.cuh"
 ONLY_BF16 = Edit(  # a third of the kernels to compile
     "csrc/stage_tap/cuda/forward.cu",
     "    case DType::F16: return launch_for<__half>(P, stream);\n    default: return launch_for<float>(P, stream);\n",

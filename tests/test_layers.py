@@ -15,7 +15,7 @@ LAYERS = (
     ("interflow_kernels._native", "interflow_kernels._tap_format", "interflow_kernels._tracing", "interflow_kernels._fx"),
     # the Triton kernels, and where they are registered
     ("interflow_kernels.triton.__init__", "interflow_kernels.triton.common", "interflow_kernels.triton.tiles"),
-    ("interflow_kernels.triton.interflow_head", "interflow_kernels.triton.stage_tap"),
+    ("interflow_kernels.triton.interflow_head", "interflow_kernels.triton.stage_end", "interflow_kernels.triton.stage_tap"),
     ("interflow_kernels.triton.registration",),
     # checks of arguments, the choice of a backend, the operators, and what is built of them
     ("interflow_kernels._options",),
@@ -39,7 +39,7 @@ LAYERS = (
     # bench: the harness, what is measured and how pages are made, benchmarks, programs
     ("harness",),
     ("networks", "pages", "gpu_model"),
-    ("bench_complexity", "bench_head", "bench_stage_tap", "bench_train_step", "conftest"),
+    ("bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
     ("profile_networks", "triton_host_time"),
 )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", ["stage_tap"])
+@pytest.mark.parametrize("stem", ["stage_tap", "stage_end"])
 def test_instruction_sets_agree_and_stay_inside_their_tensors(stem, tmp_path):
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:

@@ -16,6 +16,8 @@ from triton_offline import TARGETS, compiled, recorded, resources, runtime_argum
 from interflow_kernels.triton.common import products
 from interflow_kernels.triton.interflow_head.backward import interflow_head_backward
 from interflow_kernels.triton.interflow_head.forward import interflow_head
+from interflow_kernels.triton.stage_end.backward import stage_end_backward
+from interflow_kernels.triton.stage_end.forward import stage_end
 from interflow_kernels.triton.stage_tap.backward import stage_tap_backward
 from interflow_kernels.triton.stage_tap.forward import stage_tap
 
@@ -28,6 +30,15 @@ def tap_launches(dtype, layout, max_pool=True, side=112):
     with recorded() as launches:
         m, p, mask = stage_tap(u, torch.empty(128), max_pool, True)
         stage_tap_backward(m if max_pool else None, p, mask, u, max_pool, layout == "channels_last", True)
+    return launches
+
+
+def end_launches(dtype, layout, activation="relu", residual=True, side=14):
+    u = torch.empty(2, 128, side, side, dtype=dtype)
+    u = u.to(memory_format=torch.channels_last) if layout == "channels_last" else u
+    with recorded() as launches:
+        v, p = stage_end(u, torch.empty(128), u if residual else None, activation)
+        stage_end_backward(v, p, v if activation == "relu" else None, u, layout == "channels_last", True)
     return launches
 
 
@@ -49,6 +60,10 @@ CEILINGS = {
     "tap_pixels_backward": 128,
     "tap_planes": 128,
     "tap_planes_backward": 128,
+    "end_pixels": 128,
+    "end_pixels_backward": 128,
+    "end_planes": 128,
+    "end_planes_backward": 128,
     "sum_rows": 64,
     "head_pool": 144,
     "head_tail": 192,
@@ -89,6 +104,24 @@ def test_tap(target, layout):
 def test_tap_of_other_dtypes_and_forms(layout, dtype):
     for max_pool in (True, False):
         for launch in tap_launches(dtype, layout, max_pool, side=28)[:2]:
+            check(launch, "sm_90")
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("target", ALL)
+def test_end(target, layout):
+    forward, backward, rows = end_launches(torch.bfloat16, layout, side=56)
+    for launch in (forward, backward):
+        found = check(launch, target)
+        assert found.loads >= 2 and found.stores >= 1
+    check(rows, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_end_of_other_dtypes_and_forms(layout, dtype):
+    for activation, residual, side in (("relu", False, 7), ("none", True, 14)):
+        for launch in end_launches(dtype, layout, activation, residual, side)[:2]:
             check(launch, "sm_90")
 
 

@@ -10,7 +10,7 @@ from .process import Command, Process, run
 from .record import Record, machine_line, table
 from .setting import Setting
 
-GROUPS = ("head", "tap", "launches", "triton")
+GROUPS = ("head", "tap", "end", "launches", "triton")
 ALONE = ("large",)  # it needs the GPU's memory
 LIMIT = 30.0  # seconds for one check
 BEGINNING = 90.0  # seconds until the first begins: imports, the context, the first call

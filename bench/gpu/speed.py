@@ -1,4 +1,6 @@
-"""The part speed: each stage of the tap and the head, forward and backward, beside a copy and a read measured in the same run. `python -m gpu.speed --help`.
+"""The part speed: each stage of the tap, each stage end and the head, forward and backward, beside a copy and a read of the same run.
+
+`python -m gpu.speed --help`.
 
 bf16, replayed graphs of at least 20 calls, inputs that no cache holds. The most telling rows first; each is checked before it is timed, written at once
 and beside its goal where the design has one. On a CPU tiny maps and no graphs: a rehearsal.
@@ -19,7 +21,7 @@ from harness import goals, machine
 from harness.clock import call_turn, graph_turn
 from harness.gate import TOLERANCE, refuse_wrong
 from harness.inputs import cold_sets, feature_maps
-from harness.roofline import BOUNDARIES, HEAD_STAGES, HeadShape, Map, TapShape, at_pixels
+from harness.roofline import BOUNDARIES, HEAD_STAGES, RESNET_STAGES, EndShape, HeadShape, Map, TapShape, at_pixels
 from torch import Tensor
 
 from interflow_kernels import FusedInterflowHead
@@ -32,6 +34,8 @@ TURNS, MOST_SETS = 9, 64
 COPY = 512 << 20  # bytes
 tap = torch.ops.interflow_kernels.stage_tap.default
 tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
+end = torch.ops.interflow_kernels.stage_end.default
+end_backward = torch.ops.interflow_kernels.stage_end_backward.default
 head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
 FORWARD, BACKWARD = "forward", "backward"
 WAYS = {FORWARD: "forward keeping masks", BACKWARD: "backward"}  # as goals.GPU_TAP names them
@@ -98,6 +102,31 @@ def tap_work(m: Map, max_pool: bool, batch: int, layout: str, device: torch.devi
     }
 
 
+def end_work(m: Map, batch: int, layout: str, device: torch.device) -> dict[str, Work]:
+    """Forward and backward of the end of a stage where a shortcut is added, without a shift, as after a norm."""
+    shape = EndShape((m,), batch, 2, residual=True, relu=True)
+    sets = min(MOST_SETS, cold_sets(shape.map_bytes(), device))
+    us, rs, dvs = ([maps[0] for maps in feature_maps((m,), batch, "bf16", layout, sets, device, seed=seed)] for seed in (0, 1, 2))
+    dp = torch.randn(batch, m[0], device=device)
+    vs = [end(u, None, r, "relu")[0] for u, r in zip(us, rs, strict=True)]
+    nhwc = layout == "channels_last"
+
+    def forward() -> tuple[list[Tensor], list[Tensor]]:
+        v = F.relu(us[0] + rs[0])
+        return [*end(us[0], None, rs[0], "relu")], [v, v.float().mean((2, 3))]
+
+    def backward() -> tuple[list[Tensor], list[Tensor]]:
+        leaf = us[0].detach().requires_grad_()
+        v = F.relu(leaf + rs[0])
+        du = torch.autograd.grad([v, v.float().mean((2, 3))], leaf, [dvs[0], dp])[0]
+        return [end_backward(dvs[0], dp, vs[0], us[0], nhwc, False)[0]], [du]
+
+    return {
+        FORWARD: Work(lambda i: end(us[i], None, rs[i], "relu"), sets, shape.forward_bytes(), forward),
+        BACKWARD: Work(lambda i: end_backward(dvs[i], dp, vs[i], us[i], nhwc, False), sets, shape.backward_bytes(), backward),
+    }
+
+
 def head_work(stages: tuple[Map, ...], batch: int, layout: str, device: torch.device) -> dict[str, Work]:
     """The head on its maps, K = 1000, and its backward, which reads no map."""
     shape = HeadShape(stages, 1000, batch, 2)
@@ -125,6 +154,8 @@ def planned(device: torch.device) -> Iterator[tuple[str, dict[str, Any], Callabl
         for i, m in enumerate(BOUNDARIES):
             about = {"batch": batch, "layout": layout, "map": "x".join(map(str, m))}
             yield "tap", about, partial(tap_work, m, i < len(BOUNDARIES) - 1, batch, layout, device)
+        for m in RESNET_STAGES:
+            yield "end", {"batch": batch, "layout": layout, "map": "x".join(map(str, m))}, partial(end_work, m, batch, layout, device)
 
 
 def rehearsed(build: Callable[[], dict[str, Work]]) -> dict[str, Work]:
@@ -141,6 +172,8 @@ def goal(what: str, direction: str, about: dict[str, Any]) -> tuple[str, float] 
     if what == "tap":
         found = [g for g in goals.GPU_TAP.get((WAYS[direction], about["layout"]), []) if g.unit == "of copy"]
         return ("share", found[0].bound) if found and about["batch"] >= 32 else None
+    if what == "end":  # the design has none
+        return None
     found = goals.gpu_head(224, about["layout"], about["batch"])[2:] if direction == FORWARD else []
     return ("share" if found[0].unit == "of copy" else "us", found[0].bound) if found else None
 

@@ -10,6 +10,9 @@ HEAD_STAGES: tuple[Map, ...] = ((128, 112, 112), (256, 56, 56), (512, 28, 28), (
 BOUNDARIES: tuple[Map, ...] = ((64, 224, 224), *HEAD_STAGES)
 """All five ends of blocks; the last has no max-pool behind it in Interflow."""
 
+RESNET_STAGES: tuple[Map, ...] = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
+"""ResNet-50 at 224 pixels: the ends of its four stages, where a shortcut is added."""
+
 
 def at_pixels(maps: Sequence[Map], pixels: int) -> tuple[Map, ...]:
     """The maps of a network that sees pixels x pixels instead of 224 x 224."""
@@ -81,3 +84,30 @@ class TapShape:
     def backward_bytes(self) -> int:
         """Read dm, dp and the mask; write du."""
         return self.map_bytes() + self.pooled_bytes() + self.mean_bytes() + self.mask_bytes()
+
+
+@dataclass(frozen=True)
+class EndShape:
+    """Maps u (C, H, W) of the stages, B images, bytes an element, whether a residual is added, whether relu masks."""
+
+    maps: tuple[Map, ...]
+    batch: int
+    element: int
+    residual: bool
+    relu: bool
+
+    def map_bytes(self) -> int:
+        """Of u, of v, of the residual."""
+        return sum(self.batch * c * h * w * self.element for c, h, w in self.maps)
+
+    def mean_bytes(self) -> int:
+        """Of p, fp32."""
+        return sum(self.batch * c * 4 for c, _, _ in self.maps)
+
+    def forward_bytes(self) -> int:
+        """Read u and the residual; write v and p."""
+        return (3 if self.residual else 2) * self.map_bytes() + self.mean_bytes()
+
+    def backward_bytes(self) -> int:
+        """Read dv, dp, and v where it masks; write du, which is the residual's gradient too."""
+        return (3 if self.relu else 2) * self.map_bytes() + self.mean_bytes()

@@ -14,12 +14,13 @@ CONVOLUTION, BETWEEN, NORM, TAP, HEAD, LOSS, OPTIMIZER, OTHER = (
     "other",
 )
 KINDS = (CONVOLUTION, BETWEEN, NORM, TAP, HEAD, LOSS, OPTIMIZER, OTHER)
-"""BETWEEN: PyTorch's operators between convolutions, those that the tap takes the place of and the bias and ReLU inside a stage alike, their backward
-passes, the sums of bias gradients and of gradients from two consumers. HEAD: the fused head, or classifiers and attention in plain PyTorch."""
+"""TAP: the tap, and the stage end. BETWEEN: PyTorch's operators between convolutions, those that these take the place of and the bias and ReLU inside a
+stage alike, their backward passes, the sums of bias gradients and of gradients from two consumers. HEAD: the fused head, or classifiers and attention in
+plain PyTorch."""
 
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),
-    (TAP, re.compile(r"_Tap(Backward)?$|interflow_kernels::stage_tap")),
+    (TAP, re.compile(r"_(Tap|End)(Backward)?$|interflow_kernels::stage_(tap|end)")),
     (HEAD, re.compile(r"_Head(Backward)?$|interflow_kernels::interflow_head")),
 )
 """Everything in these operators and ranges is theirs."""
@@ -44,7 +45,7 @@ COMPILED = (
 
 # On a CPU "## Call CompiledFxGraph NAME ##" is the range of a compiled graph, whose own time is that of what was fused.
 KERNELS = (
-    (TAP, re.compile(r"\binterflow::.*\btap_|^(tap_(pixels|planes)|sum_rows)")),
+    (TAP, re.compile(r"\binterflow::.*\b(tap|end)_|^((tap|end)_(pixels|planes)|sum_rows)")),
     (HEAD, re.compile(r"\binterflow_head_|^head_(pool|tail|scores|gradients|attention|gate)")),
     (NORM, re.compile(r"batch_norm|\bbn_(fw|bw)_")),
     (CONVOLUTION, re.compile(r"fprop|dgrad|wgrad|implicit_(gemm|convolve)|cudnn|winograd|nchwToNhwc|nhwcToNchw|nhwcAddPadding")),

@@ -18,16 +18,13 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/map_shape.h"
 
 namespace interflow {
 
-// Sizes of u, and how memory runs: along C (NHWC, by the rule of checks.h) or, as all other strides are taken, along W (NCHW).
-struct TapShape {
-  int64_t batch, channels, height, width;
-  bool channels_last;
+struct TapShape : MapShape {
   int64_t windows_h() const { return (height + 1) / 2; }
   int64_t windows_w() const { return (width + 1) / 2; }
-  int64_t pixels() const { return height * width; }
   // Bytes of the mask that belong to one image.
   int64_t mask_bytes(bool max_pool) const {
     if (max_pool) return channels * windows_h() * windows_w();

@@ -2,6 +2,7 @@
 
 from .auxiliary import AuxiliaryHeads
 from .interflow_head import FoldedInterflowHead, FusedInterflowHead, InterflowHead
+from .stage_end import StageEnd
 from .stage_tap import StageTap, conv_tap
 
-__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "StageTap", "conv_tap"]
+__all__ = ["AuxiliaryHeads", "FoldedInterflowHead", "FusedInterflowHead", "InterflowHead", "StageEnd", "StageTap", "conv_tap"]

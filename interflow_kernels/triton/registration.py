@@ -29,6 +29,8 @@ SCHEMAS = (
     "-> (Tensor dpooled, Tensor dweight, Tensor dbias, Tensor dattention_weight, Tensor dattention_bias)",
     "stage_tap(Tensor u, Tensor? shift, bool max_pool, bool need_mask) -> (Tensor m, Tensor p, Tensor mask)",
     "stage_tap_backward(Tensor? dm, Tensor? dp, Tensor mask, Tensor like, bool max_pool, bool channels_last, bool need_shift) -> (Tensor du, Tensor dshift)",
+    "stage_end(Tensor u, Tensor? shift, Tensor? residual, str activation) -> (Tensor v, Tensor p)",
+    "stage_end_backward(Tensor? dv, Tensor? dp, Tensor? v, Tensor like, bool channels_last, bool need_shift) -> (Tensor du, Tensor dshift)",
 )
 _NAMESPACE = "interflow_kernels"
 _KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}
@@ -106,8 +108,23 @@ def stage_tap_backward(dm: Any, dp: Any, mask: Any, *rest: Any) -> Any:
     return _loaded("stage_tap.backward", mask.device.type).stage_tap_backward(dm, dp, mask, *rest)
 
 
+def stage_end(u: Any, *rest: Any) -> Any:
+    return _loaded("stage_end.forward", u.device.type).stage_end(u, *rest)
+
+
+def stage_end_backward(dv: Any, dp: Any, v: Any, like: Any, *rest: Any) -> Any:
+    return _loaded("stage_end.backward", like.device.type).stage_end_backward(dv, dp, v, like, *rest)
+
+
 # Each with the place of the argument that tells the device.
-_OPERATORS: dict[Callable[..., Any], int] = {interflow_head: 1, interflow_head_backward: 2, stage_tap: 0, stage_tap_backward: 2}
+_OPERATORS: dict[Callable[..., Any], int] = {
+    interflow_head: 1,
+    interflow_head_backward: 2,
+    stage_tap: 0,
+    stage_tap_backward: 2,
+    stage_end: 0,
+    stage_end_backward: 3,
+}
 
 
 def _registered(devices: list[str]) -> torch.library.Library:

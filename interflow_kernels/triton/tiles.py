@@ -46,6 +46,10 @@ KERNELS: dict[str, tuple[tuple[str, ...], dict[str, tuple[int, int]]]] = {
     "tap_pixels_backward": (("channels", "count", "bytes", "max_pool"), _PIXELS | _RUN),
     "tap_planes": (("channels", "count", "bytes", "max_pool"), _PLANES | _RUN),
     "tap_planes_backward": (("channels", "count", "bytes", "max_pool"), _PLANES | _RUN),
+    "end_pixels": (("channels", "count", "bytes"), _PIXELS | _RUN),
+    "end_pixels_backward": (("channels", "count", "bytes"), _PIXELS | _RUN),
+    "end_planes": (("channels", "count", "bytes"), _PLANES | _RUN),
+    "end_planes_backward": (("channels", "count", "bytes"), _PLANES | _RUN),
     "head_pool": (("channels", "count", "bytes", "channels_last"), _POOL | _RUN),
     "head_tail": (("classes", "columns", "dtype", "gated"), _PRODUCT | _RUN),
     "head_scores": (("classes", "columns", "dtype", "gated"), _PRODUCT | _RUN),
@@ -196,7 +200,29 @@ def _in_parts(count: int, part: int, rows: int) -> tuple[int, int]:
     return -(-count // part), part
 
 
-# --- the tap --------------------------------------------------------------------------------------------------------------
+# --- the tap and the stage end --------------------------------------------------------------------------------------------
+def _pixels(kernel: str, channels: int, count: int, element: int, form: tuple[int, ...], elements: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """count: positions of an NHWC map, each `elements` pixels; form: what else the class names."""
+    cols = max(8, min(64, power_of_two(channels)))
+    rows = min((TILE if elements > 1 else 2 * TILE) // cols, power_of_two(count))
+    each = cols * element * elements
+    part = power_of_two(count) if count * each <= 160 * KILOBYTE else 64 * KILOBYTE // each
+    rule = dict(rows=rows, cols=cols, part=part, num_warps=WARPS, num_stages=1)
+    sizes = _sizes(kernel, (power_of_two(channels), power_of_two(count), element, *form), rule)
+    rows, cols = min(sizes["rows"], power_of_two(count)), min(sizes["cols"], max(8, power_of_two(channels)))
+    return (*_in_parts(count, sizes["part"], rows), rows, cols), _run(sizes)
+
+
+def _planes(kernel: str, channels: int, count: int, element: int, form: tuple[int, ...], tile: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """count: positions of a plane; tile: how many a program holds."""
+    cols = max(8, min(tile, power_of_two(count)))
+    if count > 64 and cols > count * 5 // 4:  # less idle at the end
+        cols //= 4
+    rule = dict(rows=max(1, min(tile // cols, power_of_two(channels))), cols=cols, num_warps=WARPS, num_stages=1)
+    sizes = _sizes(kernel, (power_of_two(channels), power_of_two(count), element, *form), rule)
+    return (min(sizes["rows"], power_of_two(channels)), min(sizes["cols"], max(8, power_of_two(count)))), _run(sizes)
+
+
 @cached
 def tap_pixels(kernel: str, channels: int, height: int, width: int, element: int, max_pool: bool) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
     """(PARTS, PART, ROWS, COLS), (warps, stages) of an NHWC map, for "tap_pixels" or its backward: a part is what one program sums.
@@ -204,27 +230,26 @@ def tap_pixels(kernel: str, channels: int, height: int, width: int, element: int
     The rule: up to 160 KB of a channel block go to one program; more is cut into parts of about 64 KB, which meet in partial sums.
     """
     count = ((height + 1) // 2) * ((width + 1) // 2) if max_pool else height * width
-    cols = max(8, min(64, power_of_two(channels)))
-    rows = min((TILE if max_pool else 2 * TILE) // cols, power_of_two(count))
-    each = cols * element * (4 if max_pool else 1)
-    part = power_of_two(count) if count * each <= 160 * KILOBYTE else 64 * KILOBYTE // each
-    rule = dict(rows=rows, cols=cols, part=part, num_warps=WARPS, num_stages=1)
-    sizes = _sizes(kernel, (power_of_two(channels), power_of_two(count), element, int(max_pool)), rule)
-    rows, cols = min(sizes["rows"], power_of_two(count)), min(sizes["cols"], max(8, power_of_two(channels)))
-    return (*_in_parts(count, sizes["part"], rows), rows, cols), _run(sizes)
+    return _pixels(kernel, channels, count, element, (int(max_pool),), 4 if max_pool else 1)
 
 
 @cached
 def tap_planes(kernel: str, channels: int, height: int, width: int, element: int, max_pool: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """(ROWS, COLS), (warps, stages) of a tile of planes, for "tap_planes" or its backward: a program sums whole planes."""
     count = ((height + 1) // 2) * ((width + 1) // 2) if max_pool else height * width
-    tile = TILE if max_pool else 2 * TILE
-    cols = max(8, min(tile, power_of_two(count)))
-    if count > 64 and cols > count * 5 // 4:  # less idle at the end
-        cols //= 4
-    rule = dict(rows=max(1, min(tile // cols, power_of_two(channels))), cols=cols, num_warps=WARPS, num_stages=1)
-    sizes = _sizes(kernel, (power_of_two(channels), power_of_two(count), element, int(max_pool)), rule)
-    return (min(sizes["rows"], power_of_two(channels)), min(sizes["cols"], max(8, power_of_two(count)))), _run(sizes)
+    return _planes(kernel, channels, count, element, (int(max_pool),), TILE if max_pool else 2 * TILE)
+
+
+@cached
+def end_pixels(kernel: str, channels: int, height: int, width: int, element: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """As tap_pixels of the mean alone, for "end_pixels" or its backward."""
+    return _pixels(kernel, channels, height * width, element, (), 1)
+
+
+@cached
+def end_planes(kernel: str, channels: int, height: int, width: int, element: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """As tap_planes of the mean alone, for "end_planes" or its backward."""
+    return _planes(kernel, channels, height * width, element, (), 2 * TILE)
 
 
 # --- the head -------------------------------------------------------------------------------------------------------------

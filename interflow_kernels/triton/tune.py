@@ -28,7 +28,7 @@ from torch import Tensor
 from .. import __version__, backend, reference
 from .._tap_format import is_channels_last
 from ..modules import FusedInterflowHead
-from ..testing import HeadCase, TapCase, assert_close, gradients, head_inputs, in_layout, magnitudes, tap_inputs
+from ..testing import EndCase, HeadCase, TapCase, assert_close, end_inputs, gradients, head_inputs, in_layout, magnitudes, tap_inputs
 from . import registration, tiles
 
 VGG16 = ("128x112x112", "256x56x56", "512x28x28", "512x14x14")
@@ -106,6 +106,30 @@ def tap_problem(batch: int, shape: tuple[int, int, int], dtype: torch.dtype, lay
     return Problem(name, (stem, f"{stem}_backward"), run, expected, magnitude)
 
 
+def end_problem(batch: int, shape: tuple[int, int, int], dtype: torch.dtype, layout: str, device: str) -> Problem:
+    """A stage end [B, C, H, W] with a residual, forward and backward."""
+    from .stage_end.backward import stage_end_backward
+    from .stage_end.forward import stage_end
+
+    case = EndCase((batch, *shape), dtype, layout, residual=layout)
+    u, shift, residual = (None if t is None else in_layout(t.to(device), layout) if t.dim() == 4 else t.to(device) for t in end_inputs(case))
+    assert u is not None
+    dv, dp = torch.randn(u.shape, device=device).to(dtype), torch.randn(batch, shape[0], device=device)
+
+    def run() -> dict[str, Tensor]:
+        v, p = stage_end(u, shift, residual, "relu")
+        du, dshift = stage_end_backward(dv, dp, v, u, is_channels_last(u), True)
+        return {"v": v, "p": p, "du": du, "dshift": dshift}
+
+    v, _ = reference.stage_end(u, shift, residual, "relu")
+    mean = v.double().mean((2, 3))
+    gradients_of = [torch.where(v <= 0, 0.0, f(dv.double()) + f(dp.double())[:, :, None, None] / (shape[1] * shape[2])) for f in (lambda g: g, torch.abs)]
+    expected, magnitude = ({"v": v.double(), "p": mean, "du": d, "dshift": d.sum((0, 2, 3))} for d in gradients_of)
+    stem = "end_pixels" if layout == "channels_last" else "end_planes"
+    name = f"end {'x'.join(map(str, shape))} {_name(dtype)} {layout} B={batch}"
+    return Problem(name, (stem, f"{stem}_backward"), run, expected, magnitude)
+
+
 def head_problem(batch: int, case: HeadCase, kernels: tuple[str, ...], pooled: bool, device: str) -> Problem:
     """A head on maps, or on means as a tap gives them, forward and backward."""
     case = replace(case, batch=batch)
@@ -139,6 +163,7 @@ def cases(shapes: Sequence[tuple[int, int, int]], classes: Sequence[int], dtypes
             for shape in dict.fromkeys(shapes):
                 for max_pool in (True, False):
                     yield partial(tap_problem, shape=shape, dtype=dtype, layout=layout, max_pool=max_pool, device=device)
+                yield partial(end_problem, shape=shape, dtype=dtype, layout=layout, device=device)
                 case = HeadCase(maps=(shape,), attention="hard", attention_bias=False, layout=layout, dtype=dtype)
                 yield partial(head_problem, case=case, kernels=("head_pool",), pooled=False, device=device)
         means = tuple((channels, 1, 1) for channels, _, _ in shapes)

@@ -11,6 +11,7 @@ or a result where the definition refuses is a finding; the command prints each w
     values.py    tensors of every kind, sizes, switches, and wrong ones
     oracle.py    what should come out: the definitions in fp64, and which errors are known
     targets.py   a drawer of calls for each raw operator and public function
+    ends.py      the same for the stage end
     modules.py   the same for the modules
     child.py     the process that makes the calls; __main__.py starts it again where it died
 """

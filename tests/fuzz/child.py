@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import modules, targets
+from . import ends, modules, targets
 from .oracle import Call, complaint, difference
 from .values import Random
 
@@ -23,6 +23,9 @@ TARGETS: dict[str, Callable[[Random], Call]] = {
     "raw_interflow_head_backward": targets.draw_raw_interflow_head_backward,
     "raw_stage_tap": targets.draw_raw_stage_tap,
     "raw_stage_tap_backward": targets.draw_raw_stage_tap_backward,
+    "stage_end": ends.draw_stage_end,
+    "raw_stage_end": ends.draw_raw_stage_end,
+    "raw_stage_end_backward": ends.draw_raw_stage_end_backward,
     "head_modules": modules.draw_head_modules,
     "other_modules": modules.draw_other_modules,
 }

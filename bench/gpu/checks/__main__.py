@@ -24,7 +24,7 @@ from interflow_kernels import backend
 
 from . import Check, Skipped
 
-GROUPS = ("head", "tap", "launches", "triton", "large")
+GROUPS = ("head", "tap", "end", "launches", "triton", "large")
 LOST = ("CUDA error", "illegal memory access", "unspecified launch failure", "device-side assert")
 
 

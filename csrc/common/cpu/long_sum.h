@@ -88,6 +88,28 @@ struct LongVector {
   }
 };
 
+// A sum of many vectors, as they come: runs of at most kRun<Acc>, then the sum of the runs.
+template <class Acc>
+struct RunSum {
+  Vec<Acc> few{};
+  LongVector<Acc> all{};
+  int64_t count = 0;
+
+  // v: the sum of so many vectors, at most kRun<Acc>.
+  INTERFLOW_INLINE void add(Vec<Acc> v, int64_t vectors) {
+    few += v;
+    if ((count += vectors) >= kRun<Acc>) carry();
+  }
+  INTERFLOW_INLINE void carry() {
+    all.add(few);
+    few = Vec<Acc>{}, count = 0;
+  }
+  INTERFLOW_INLINE double total() {
+    carry();
+    return all.total();
+  }
+};
+
 // Sums of up to kChannels columns of numbers, a row after the other.
 template <class Acc, int64_t kChannels>
 struct LongColumns {
@@ -108,6 +130,13 @@ struct LongColumns {
     carried = true;
   }
   double total(int64_t c) const { return all[c / L].lane(c % L); }
+};
+
+// The same, begun from nothing, run after run.
+template <class Acc, int64_t kChannels>
+struct RunColumns : LongColumns<Acc, kChannels> {
+  explicit RunColumns(int64_t channels) : LongColumns<Acc, kChannels>(channels) { this->clear(); }
+  void next_run() { this->carry(), this->clear(); }
 };
 
 // kVectors vectors of the columns from c on: out = the sum over r of rows[r, :], divided by count.

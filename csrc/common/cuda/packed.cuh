@@ -133,10 +133,21 @@ struct Packed<float> {
   static __device__ __forceinline__ uint32_t spread_top(uint32_t a) { return uint32_t(int32_t(a) >> 31); }
 };
 
+template <class T>
+constexpr int kPer = Packed<T>::kPer;
+
 // --- elements that rectify() returned: their highest bit is free -----------------------------------------------------------------
 // max(x, +0); NaN stays NaN, -0 becomes +0.
 template <class T>
 __device__ __forceinline__ uint32_t rectify(uint32_t x) { return Packed<T>::maximum(x, 0); }
+
+// max(x, +0); NaN stays NaN and -0 stays -0.
+template <class T>
+__device__ __forceinline__ uint32_t rectify_signed(uint32_t x) {
+  using P = Packed<T>;
+  uint32_t sign_of_zero = x & ~((x & ~P::kTops) + (P::kTops - P::kOnes)) & P::kTops;
+  return rectify<T>(x) | sign_of_zero;
+}
 
 // The highest bit of each element: a > b (NaN above all). The other bits mean nothing. No borrow leaves an element.
 template <class T>
@@ -145,5 +156,12 @@ __device__ __forceinline__ uint32_t above(uint32_t a, uint32_t b) { return a + (
 // Likewise: a is not 0.
 template <class T>
 __device__ __forceinline__ uint32_t not_zero(uint32_t a) { return a + (Packed<T>::kTops - Packed<T>::kOnes); }
+
+// --- a number ---------------------------------------------------------------------------------------------------------------
+// x / by, rounded once (Markstein's correction, given 1 / by rounded): the division that the compiler calls costs registers.
+__device__ __forceinline__ float divided(float x, float by, float reciprocal) {
+  float quotient = x * reciprocal, error = fmaf(-quotient, by, x);
+  return error - error == 0.0f ? fmaf(error, reciprocal, quotient) : quotient;  // infinities and NaN stay
+}
 
 }  // namespace interflow

@@ -1,7 +1,6 @@
 // stage_tap_backward on the CPU: check, sizes, allocate, params, launch (one parallel region), sum d(shift), return.
 #include <memory>
 
-#include "common/cpu/column_sums.h"
 #include "common/cpu/huge_pages.h"
 #include "stage_tap/cpu/host.h"
 
@@ -9,14 +8,6 @@ namespace interflow {
 namespace {
 
 constexpr const char* kTapBackward = "stage_tap_backward";
-
-// dshift[c] = the sum of rows [number, C], in one order.
-template <class Acc>
-void sum_rows(const Acc* rows, int64_t number, int64_t channels, Acc* out) {
-  ColumnSums<Acc> sums(channels);
-  for (int64_t i = 0; i < number; ++i) sums.add(rows + i * channels);
-  sums.write(out);
-}
 
 template <class Acc>
 std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, const TapPlan& plan, bool need_shift) {
@@ -46,7 +37,7 @@ std::tuple<Tensor, Tensor> run(const OptionalTensor& dm, const OptionalTensor& d
   P.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
   P.du = du.mutable_data_ptr();
   P.dshift = terms.get();
-  run_tap(tap_kernels().backward, P);
+  run_units(tap_kernels().backward, P);
   if (need_shift) sum_rows(terms.get(), s.batch * rows, s.channels, static_cast<Acc*>(dshift.mutable_data_ptr()));
   return {du, dshift};
 }

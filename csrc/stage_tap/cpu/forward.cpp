@@ -1,19 +1,13 @@
 // stage_tap on the CPU: check, sizes, allocate, params, launch (one parallel region), return.
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <memory>
 
 #include "common/cpu/huge_pages.h"
 #include "common/cpu/isa.h"
-#include "common/cpu/parallel.h"
 #include "stage_tap/cpu/host.h"
 
 namespace interflow {
 
 constexpr const char* kTap = "stage_tap";
-constexpr int64_t kUnitBytes = 64 << 10;
-constexpr int64_t kUnitsAtOnce = 16;
 
 const TapKernels& tap_kernels() {
 #if defined(__x86_64__)
@@ -36,40 +30,7 @@ TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool) {
   return plan;
 }
 
-template <class Params>
-void run_tap(void (*unit)(const Params&, int64_t, int64_t), const Params& P) {
-  const TapShape& s = P.plan.shape;
-  bool worthwhile = s.batch * s.channels * s.pixels() * element_size(P.plan.dtype) > kSerialBytes;
-  parallel_tickets(s.batch * P.plan.parts, worthwhile, kUnitsAtOnce, [&](int64_t i) { unit(P, i / P.plan.parts, i % P.plan.parts); });
-}
-template void run_tap(void (*)(const TapParams&, int64_t, int64_t), const TapParams&);
-template void run_tap(void (*)(const TapBackwardParams&, int64_t, int64_t), const TapBackwardParams&);
-
 namespace {
-
-// shift [C] rounded to u's dtype, as Acc; -0 (which changes no number) where there is none. Readable a vector beyond its end.
-template <class Acc>
-std::unique_ptr<Acc[]> shift_values(const OptionalTensor& shift, int64_t channels, DType dtype) {
-  std::unique_ptr<Acc[]> values(new Acc[size_t(channels) + 8]);
-  std::fill(values.get(), values.get() + channels + 8, Acc(-0.0));
-  if (!shift) return values;
-  int64_t stride = shift->stride(0);
-  auto fill = [&](auto* data) {
-    for (int64_t c = 0; c < channels; ++c) values[size_t(c)] = Acc(data[c * stride]);
-  };
-  const void* data = shift->const_data_ptr();
-  switch (dtype_of(*shift, kTap, "shift")) {
-    case DType::F32: fill(static_cast<const float*>(data)); break;
-    case DType::F64: fill(static_cast<const double*>(data)); break;
-    case DType::BF16: fill(static_cast<const c10::BFloat16*>(data)); break;
-    case DType::F16: fill(static_cast<const c10::Half*>(data)); break;
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    if (dtype == DType::BF16) values[size_t(c)] = Acc(float(c10::BFloat16(float(values[size_t(c)]))));
-    if (dtype == DType::F16) values[size_t(c)] = Acc(float(c10::Half(float(values[size_t(c)]))));
-  }
-  return values;
-}
 
 template <class Acc>
 std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& shift, const TapPlan& plan, bool need_mask) {
@@ -82,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& sh
   Tensor mask = new_tensor(u, {need_mask ? s.batch * s.mask_bytes(plan.max_pool) : 0}, ScalarType::Byte);
   if (s.batch == 0 || s.channels == 0) return {m, p, mask};
   for (const Tensor* t : {&m, &mask}) advise_huge_pages(t->mutable_data_ptr(), t->numel() * (t == &m ? element_size(plan.dtype) : 1));
-  auto values = shift_values<Acc>(shift, s.channels, plan.dtype);
+  auto values = shift_values<Acc>(shift, s.channels, plan.dtype, kTap);
   bool meet = s.channels_last && plan.parts > 1;
   std::unique_ptr<Acc[]> partial(meet ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
   std::unique_ptr<std::atomic<int>[]> arrivals(meet ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
@@ -92,15 +53,13 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& sh
   P.plan = plan;
   P.u = u.const_data_ptr();
   P.stride_b = u.stride(0), P.stride_c = u.stride(1), P.stride_h = u.stride(2), P.stride_w = s.width == 1 ? 1 : u.stride(3);
-  int64_t last = 0;
-  for (int64_t i = 0; i < 4; ++i) last += (u.size(i) - 1) * u.stride(i);
-  P.u_end = static_cast<const char*>(P.u) + (last + 1) * element_size(plan.dtype);
+  P.u_end = end_of(u, plan.dtype);
   P.shift = values.get();
   P.m = plan.max_pool ? m.mutable_data_ptr() : nullptr;
   P.p = p.mutable_data_ptr();
   P.mask = need_mask ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr;
   P.partial = partial.get(), P.arrivals = arrivals.get();
-  run_tap(tap_kernels().forward, P);
+  run_units(tap_kernels().forward, P);
   return {m, p, mask};
 }
 

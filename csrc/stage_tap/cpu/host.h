@@ -1,20 +1,17 @@
 // What forward and backward of the stage tap share on the host side.
 #pragma once
+#include "common/cpu/map_units.h"
 #include "stage_tap/checks.h"
 #include "stage_tap/cpu/kernels.h"
 
 namespace interflow {
 
-inline constexpr TapPlace kTapPlace{[](const Tensor& t) { return t.is_cpu(); }, "the CPU"};
+inline constexpr Place kTapPlace{[](const Tensor& t) { return t.is_cpu(); }, "the CPU"};
 
 // The widest set that this processor has.
 const TapKernels& tap_kernels();
 
 // Units of about 64 KB of u.
 TapPlan plan_tap(const TapShape& shape, DType dtype, bool max_pool);
-
-// Runs every unit of every image, neighbours in runs.
-template <class Params>
-void run_tap(void (*unit)(const Params&, int64_t, int64_t), const Params& params);
 
 }  // namespace interflow

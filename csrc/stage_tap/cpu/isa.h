@@ -6,6 +6,8 @@
 
 #include "common/cpu/long_sum.h"
 
+#include "common/cpu/map_rows.h"
+
 #include "stage_tap/cpu/window.h"
 
 #include "stage_tap/cpu/planes.h"

@@ -7,13 +7,6 @@ constexpr int64_t kTapSlab = 512;  // channels that a unit sums at a time: 6-8 K
 // Bytes that a window's reads are asked for ahead; measured in docs/decisions/cpu-tap.md.
 constexpr int64_t kPixelsAhead = 256;
 
-// Sums of a slab's channels, over windows or pixels.
-template <class Acc>
-struct TapSums : LongColumns<Acc, kTapSlab> {
-  explicit TapSums(int64_t channels) : LongColumns<Acc, kTapSlab>(channels) { this->clear(); }
-  void next_run() { this->carry(), this->clear(); }
-};
-
 // --- forward: the channels of one window or pixel -------------------------------------------------------------------------
 // pixel[j] null: outside the map. sums[c] += sum of v.
 template <bool kMask, bool kComplete, class Acc, class T>
@@ -80,9 +73,9 @@ void tap_pixels(const TapParams& P, int64_t image, int64_t part) {
   for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
     int64_t channels = std::min(kTapSlab, s.channels - c0);
     const Acc* shift = static_cast<const Acc*>(P.shift) + c0;
-    TapSums<Acc> sums(channels);
+    RunColumns<Acc, kTapSlab> sums(channels);
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
+      if (i > first && (i - first) % kRun<Acc> == 0) sums.next_run();
       uint8_t* at_mask = kMask ? mask + i * bytes + (max_pool ? c0 : c0 / 8) : nullptr;
       int64_t h = i / row, w = i % row;
       if (!max_pool) {
@@ -158,12 +151,12 @@ void tap_pixels_backward(const TapBackwardParams& P, int64_t image, int64_t part
 
   for (int64_t c0 = 0; c0 < s.channels; c0 += kTapSlab) {
     int64_t channels = std::min(kTapSlab, s.channels - c0);
-    TapSums<Acc> sums(channels);
+    RunColumns<Acc, kTapSlab> sums(channels);
     std::fill(gp, gp + sums.vectors * kLanes<Acc>, Acc(0));
     if (P.dp)
       for (int64_t c = 0; c < channels; ++c) gp[c] = static_cast<const Acc*>(P.dp)[image * s.channels + c0 + c] / Acc(s.pixels());
     for (int64_t i = first; i < last; ++i) {
-      if (i > first && (i - first) % kTapRun<Acc> == 0) sums.next_run();
+      if (i > first && (i - first) % kRun<Acc> == 0) sums.next_run();
       const uint8_t* at_mask = mask + i * bytes + (max_pool ? c0 : c0 / 8);
       int64_t h = i / row, w = i % row;
       if (!max_pool) {

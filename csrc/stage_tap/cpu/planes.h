@@ -4,29 +4,12 @@ namespace interflow::INTERFLOW_ISA {
 
 // Elements of a row of windows, or of a run, that are summed in Acc and gathered at a time: even, whole bytes of the mask.
 template <class Acc>
-constexpr int64_t kRowPiece = kTapRun<Acc> * 2 * kLanes<Acc>;
+constexpr int64_t kRowPiece = kRun<Acc> * 2 * kLanes<Acc>;
 template <class Acc>
-constexpr int64_t kRunPiece = kTapRun<Acc> * kLanes<Acc>;
-
-// Vectors that n elements fill, `each` of them to a vector.
-INTERFLOW_INLINE int64_t vectors_of(int64_t n, int64_t each) { return (n + each - 1) / each; }
+constexpr int64_t kRunPiece = kRun<Acc> * kLanes<Acc>;
 
 // Bytes that a plane's reads are asked for ahead: with this much arithmetic a load, the processor alone looks too little ahead.
 constexpr int64_t kPlanesAhead = 2048;
-
-// --- reading -----------------------------------------------------------------------------------------------------------
-// n elements (one to N) from p; zeros behind them unless more may be read.
-template <int N, class T>
-struct Readable {
-  Padded<N, T> padded;
-  const T* p;
-  INTERFLOW_INLINE Readable(const T* from, int64_t n, const T* end) : padded(from, from + N <= end ? 0 : n), p(from + N <= end ? from : padded.values) {}
-};
-
-template <class T>
-void gather(T* to, const T* from, int64_t n, int64_t stride) {
-  for (int64_t j = 0; j < n; ++j) to[j] = from[j * stride];
-}
 
 // --- forward: two rows with stride 1 -------------------------------------------------------------------------------------
 // Windows of `width` columns; bottom null for the last row of an odd H. Writes complete windows to m, all to mask; returns
@@ -98,27 +81,9 @@ INTERFLOW_INLINE Vec<Acc> tap_run(const T* p, int64_t n, const T* end, Vec<Acc> 
 }
 
 // --- forward: one plane --------------------------------------------------------------------------------------------------
-template <class T>
-struct Plane {
-  const T* data;
-  int64_t height, width, stride_h, stride_w;
-  const T* end;
-
-  bool is_one_run() const { return stride_w == 1 && (height == 1 || stride_h == width); }
-
-  // Elements [first, first + n) in row-major order.
-  void gather_run(T* to, int64_t first, int64_t n) const {
-    for (int64_t h = first / width, x = first % width; n > 0; ++h, x = 0) {
-      int64_t count = std::min(n, width - x);
-      gather(to, data + h * stride_h + x * stride_w, count, stride_w);
-      to += count, n -= count;
-    }
-  }
-};
-
 template <bool kMask, class Acc, class T>
 double tap_plane(const Plane<T>& plane, Vec<Acc> shift, T* m, uint8_t* mask) {
-  TapSum<Acc> sum;
+  RunSum<Acc> sum;
   int64_t windows_w = (plane.width + 1) / 2;
   T gathered[2][kRowPiece<Acc>];
   for (int64_t h = 0; h < plane.height; h += 2, m += plane.width / 2, mask += kMask ? windows_w : 0) {
@@ -142,14 +107,14 @@ double tap_plane(const Plane<T>& plane, Vec<Acc> shift, T* m, uint8_t* mask) {
 
 template <bool kMask, class Acc, class T>
 double tap_plane_mean(const Plane<T>& plane, Vec<Acc> shift, uint8_t* mask) {
-  TapSum<Acc> sum;
+  RunSum<Acc> sum;
   T gathered[kRunPiece<Acc>];
   bool one_run = plane.is_one_run();
   for (int64_t first = 0, pixels = plane.height * plane.width; first < pixels; first += kRunPiece<Acc>) {
     int64_t n = std::min(kRunPiece<Acc>, pixels - first);
     if (!one_run) plane.gather_run(gathered, first, n);
     const T* run = one_run ? plane.data + first : gathered;
-    sum.add(tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kRunPiece<Acc>, shift, mask + (kMask ? first / 8 : 0)), kTapRun<Acc>);
+    sum.add(tap_run<kMask, Acc, T>(run, n, one_run ? plane.end : gathered + kRunPiece<Acc>, shift, mask + (kMask ? first / 8 : 0)), kRun<Acc>);
   }
   return sum.total();
 }
@@ -206,7 +171,7 @@ INTERFLOW_INLINE Vec<Acc> tap_rows_backward(T* top, T* bottom, int64_t width, co
 template <class Acc, class T>
 double tap_plane_backward(const TapBackwardParams& P, T* du, const uint8_t* mask, const T* dm, Vec<Acc> gp) {
   const TapShape& s = P.plan.shape;
-  TapSum<Acc> sum;
+  RunSum<Acc> sum;
   T gathered[kRowPiece<Acc> / 2];
   for (int64_t h = 0; h < s.height; h += 2, mask += s.windows_w()) {
     T* top = du + h * s.width;
@@ -245,9 +210,9 @@ INTERFLOW_INLINE Vec<Acc> tap_run_backward(T* du, int64_t n, const uint8_t* mask
 
 template <class Acc, class T>
 double tap_plane_mean_backward(T* du, int64_t pixels, const uint8_t* mask, Vec<Acc> gp) {
-  TapSum<Acc> sum;
+  RunSum<Acc> sum;
   for (int64_t first = 0; first < pixels; first += kRunPiece<Acc>)
-    sum.add(tap_run_backward<Acc, T>(du + first, std::min(kRunPiece<Acc>, pixels - first), mask + first / 8, gp), kTapRun<Acc>);
+    sum.add(tap_run_backward<Acc, T>(du + first, std::min(kRunPiece<Acc>, pixels - first), mask + first / 8, gp), kRun<Acc>);
   return sum.total();
 }
 

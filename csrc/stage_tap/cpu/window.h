@@ -1,44 +1,6 @@
-// One 2x2 window, a vector of windows at a time: rectify, take the maximum, and the gradient back. And the sum of a map.
+// One 2x2 window, a vector of windows at a time: rectify, take the maximum, and the gradient back.
 
 namespace interflow::INTERFLOW_ISA {
-
-// Vectors, or windows or pixels of a channel, that are summed in Acc.
-template <class Acc>
-constexpr int64_t kTapRun = kRun<Acc>;
-
-template <class Acc>
-struct TapSum {
-  Vec<Acc> few{};
-  LongVector<Acc> all{};
-  int64_t count = 0;
-
-  // v: the sum of so many vectors, at most kTapRun<Acc>.
-  INTERFLOW_INLINE void add(Vec<Acc> v, int64_t vectors) {
-    few += v;
-    if ((count += vectors) >= kTapRun<Acc>) carry();
-  }
-  INTERFLOW_INLINE void carry() {
-    all.add(few);
-    few = Vec<Acc>{}, count = 0;
-  }
-  INTERFLOW_INLINE double total() {
-    carry();
-    return all.total();
-  }
-};
-
-// relu(u + shift), rounded to T at each step. NaN stays NaN, -0 stays -0.
-template <class T, class Acc>
-INTERFLOW_INLINE Vec<Acc> rectified(Vec<Acc> u, Vec<Acc> shift) {
-  Vec<Acc> x = rounded_sum<T, Acc>(u + shift);
-  return select(less(x, Vec<Acc>{}), Vec<Acc>{}, x);
-}
-
-// Whether the gradient passes a rectified value: not v <= 0.
-template <class Acc>
-INTERFLOW_INLINE Lanes<Acc> passes(Vec<Acc> v) {
-  return ~less_equal(v, Vec<Acc>{});
-}
 
 // Four elements of a window: 0 1 in the upper row, 2 3 below.
 template <class Acc>

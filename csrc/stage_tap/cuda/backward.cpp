@@ -1,13 +1,10 @@
 // stage_tap_backward on a GPU: check, guard, sizes, allocate, params, launch, check the launch, return.
-#include <cmath>
-
 #include "stage_tap/cuda/host.h"
 
 namespace interflow {
 namespace {
 
 constexpr const char* kTapBackward = "stage_tap_backward";
-constexpr int64_t kRowsAtOnce = 64;
 
 std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const OptionalTensor& dp, const Tensor& mask, const Tensor& like, bool max_pool,
                                               bool channels_last, bool need_shift) {
@@ -23,9 +20,8 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
     if (need_shift) torch::stable::zero_(dshift);
     return {du, dshift};
   }
-  // Rows of dshift's terms, and what comes of as many as meet at a time: about the square root
-  int64_t rows = int64_t(plan.units) / plan.slabs, at_once = std::max(kRowsAtOnce, int64_t(std::sqrt(double(rows)))), levels = (rows + at_once - 1) / at_once;
-  Tensor terms = new_tensor(mask, {need_shift ? (rows + levels) * s.channels : 0}, ScalarType::Float);
+  MeetingRows meeting(plan);
+  Tensor terms = new_tensor(mask, {need_shift ? (meeting.rows + meeting.levels) * s.channels : 0}, ScalarType::Float);
 
   // Params
   TapBackwardParams P{};
@@ -54,11 +50,11 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   P.path = wide ? TapPath::Wide : can_stage(plan) ? TapPath::Staged : TapPath::Narrow;
   if (need_shift) {
     P.dshift = static_cast<float*>(writable(dshift));
-    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + rows * s.channels;
-    P.row_count = int32_t(rows), P.rows_at_once = int32_t(at_once);
-    P.arrivals = counters(guard.device(), guard.stream(), (levels + 1) * plan.slabs);
+    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + meeting.rows * s.channels;
+    P.row_count = int32_t(meeting.rows), P.rows_at_once = int32_t(meeting.at_once);
+    P.arrivals = counters(guard.device(), guard.stream(), (meeting.levels + 1) * plan.slabs);
   }
-  P.stream = s.batch * s.channels * s.pixels() * size > l2_bytes() / 2;
+  P.stream = is_stream(plan);
 
   check_launch(launch_tap_backward(P, guard.stream()), kTapBackward, "the backward kernel");
   return {du, dshift};

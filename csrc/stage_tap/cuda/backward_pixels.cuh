@@ -5,11 +5,11 @@
 namespace interflow {
 
 template <class T, bool kPool, bool kWide>
-__global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backward(const __grid_constant__ TapBackwardParams P) {
+__global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) tap_pixels_backward(const __grid_constant__ TapBackwardParams P) {
   constexpr int V = kTapVector<T, kPool>, W = V / kPer<T>;
   const TapPlan& plan = P.plan;
-  const TapShape& s = plan.shape;
-  TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
+  const MapShape& s = plan.shape;
+  BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
   uint64_t policy = cache_policy(P.stream);
 
   // This thread's place in a unit
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels_backwar
   int slot = row / plan.lanes, lane = row - slot * plan.lanes;
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    TapUnit at(unit, plan);
+    MapUnit at(unit, plan);
     int64_t image = int64_t(at.group) * plan.images + slot, channel = int64_t(at.slab) * plan.slab + column * V;
     TapGradient<T> gradient[W] = {};
 

@@ -154,11 +154,11 @@ __device__ __forceinline__ void place_pieces(const TapPlaneBackward<T>& plane, c
 template <class T, bool kPool>
 __device__ __forceinline__ void start_unit(const TapBackwardParams& P, const TapRooms& rooms, float* dp, uint32_t unit) {
   const TapPlan& plan = P.plan;
-  const TapShape& s = plan.shape;
+  const MapShape& s = plan.shape;
   const TapRuns& most = plan.staged;
   Team of_mask(0, 2), of_dm(2, 2);
   if (unit >= plan.units || !(of_mask.has_me() || of_dm.has_me())) return;
-  TapUnit at(unit, plan);
+  MapUnit at(unit, plan);
   TapExtent extent(at, plan);
   int out_w = int(s.width / 2), out = int(s.height / 2) * out_w;
   int64_t image = at.group, channels = s.channels, masks = channels * plan.positions;
@@ -188,7 +188,7 @@ __device__ __forceinline__ void store_unit(const TapBackwardParams& P, const Tap
   const TapPlan& plan = P.plan;
   Team team(4, 4);
   if (!team.has_me()) return;
-  TapUnit at(unit, plan);
+  MapUnit at(unit, plan);
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   store_run(team, static_cast<T*>(P.du) + int64_t(at.group) * plan.shape.channels * pixels + extent.begin(most, pixels), rooms.u, extent.count(most, pixels),
@@ -201,22 +201,22 @@ inline int tap_planes_backward_shared(const TapPlan& plan, bool staged) {
 }
 
 template <class T, bool kPool, TapPath kPath>
-__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3)
+__global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
     tap_planes_backward(const __grid_constant__ TapBackwardParams P) {
   constexpr bool kStaged = kPath == TapPath::Staged;
   const TapPlan& plan = P.plan;
-  const TapShape& s = plan.shape;
-  TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
+  const MapShape& s = plan.shape;
+  BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
   float* dp = shared.rows() + plan.lanes * plan.slab;  // of the unit's planes, where staged
   TapRooms rooms(shared, (plan.lanes + 1) * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
 
   // Several planes at once, each by its threads
-  int at_once = kTapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
+  int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
   if constexpr (kStaged) start_unit<T, kPool>(P, rooms, dp, blockIdx.x);
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    TapUnit at(unit, plan);
+    MapUnit at(unit, plan);
     TapExtent extent(at, plan);
     int64_t image = at.group;
     int out = int(s.height / 2) * int(s.width / 2), pixels = int(pixels_of(s));
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3)
       start_unit<T, kPool>(P, rooms, dp, unit + gridDim.x);
       store_unit<T>(P, rooms, uint32_t(from_here(int(unit))));
     }
-    if (P.dshift) finish_sums(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
+    if (P.dshift) finish_sums(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }
 }
 

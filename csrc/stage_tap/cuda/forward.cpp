@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
     P.partial = static_cast<float*>(writable(partial));
     P.arrivals = counters(guard.device(), guard.stream(), s.batch * plan.slabs);
   }
-  P.stream = s.batch * s.channels * s.pixels() * size > l2_bytes() / 2;
+  P.stream = is_stream(plan);
 
   check_launch(launch_tap(P, guard.stream()), kTap, "the forward kernel");
   return {m, p, mask};

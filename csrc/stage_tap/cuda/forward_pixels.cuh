@@ -5,11 +5,11 @@
 namespace interflow {
 
 template <class T, bool kPool, bool kWide, bool kMask>
-__global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const __grid_constant__ TapParams P) {
+__global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) tap_pixels(const __grid_constant__ TapParams P) {
   constexpr int V = kTapVector<T, kPool>, W = V / kPer<T>, kAtOnce = kPool ? 1 : 16 / W;
   const TapPlan& plan = P.plan;
-  const TapShape& s = plan.shape;
-  TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
+  const MapShape& s = plan.shape;
+  BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
   uint64_t policy = cache_policy(P.stream);
   const bool masked = kWide ? kMask : P.mask != nullptr;
 
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kTapThreads, kWide ? 3 : 2) tap_pixels(const _
   int slot = row / plan.lanes;
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    TapUnit at(unit, plan);
+    MapUnit at(unit, plan);
     int64_t image = int64_t(at.group) * plan.images + slot, channel = int64_t(at.slab) * plan.slab + column * V;
     float sums[V] = {};
 

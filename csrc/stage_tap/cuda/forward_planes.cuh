@@ -213,7 +213,7 @@ __device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& r
   const TapPlan& plan = P.plan;
   Team team(0, 4);
   if (unit >= plan.units || !team.has_me()) return;
-  TapUnit at(unit, plan);
+  MapUnit at(unit, plan);
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   const T* image = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b;
@@ -226,7 +226,7 @@ __device__ __forceinline__ void store_unit(const TapParams& P, const TapRooms& r
   const TapPlan& plan = P.plan;
   Team of_m(4, 2), of_mask(6, 2);
   if (!of_m.has_me() && !of_mask.has_me()) return;
-  TapUnit at(unit, plan);
+  MapUnit at(unit, plan);
   TapExtent extent(at, plan);
   int out = int(plan.shape.height / 2) * int(plan.shape.width / 2), most_m = plan.staged.m, most_mask = plan.staged.mask;
   int64_t channels = int64_t(at.group) * plan.shape.channels;
@@ -245,21 +245,21 @@ inline int tap_planes_shared(const TapPlan& plan, bool staged) {
 }
 
 template <class T, bool kPool, TapPath kPath, bool kMask>
-__global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3) tap_planes(const __grid_constant__ TapParams P) {
+__global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3) tap_planes(const __grid_constant__ TapParams P) {
   constexpr bool kStaged = kPath == TapPath::Staged;
   const TapPlan& plan = P.plan;
-  const TapShape& s = plan.shape;
-  TapShared& shared = *reinterpret_cast<TapShared*>(shared_memory());
+  const MapShape& s = plan.shape;
+  BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
   TapRooms rooms(shared, plan.lanes * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
   const bool masked = kPath == TapPath::Wide ? kMask : P.mask != nullptr;
 
   // Several planes at once, each by its threads
-  int at_once = kTapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
+  int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
   if constexpr (kStaged) start_unit<T>(P, rooms, blockIdx.x);
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
-    TapUnit at(unit, plan);
+    MapUnit at(unit, plan);
     TapExtent extent(at, plan);
     int64_t image = at.group;
     int out = int(s.height / 2) * int(s.width / 2), pixels = int(pixels_of(s));
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kTapThreads, kPath == TapPath::Narrow ? 2 : 3)
       start_unit<T>(P, rooms, unit + gridDim.x);
       store_unit<T, kPool>(P, rooms, uint32_t(from_here(int(unit))));
     }
-    finish_means<true>(P, TapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
+    finish_means<true>(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }
 }
 

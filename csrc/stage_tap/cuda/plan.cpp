@@ -5,7 +5,7 @@ namespace interflow {
 
 TapPlan plan_tap_units(const TapShape& s, DType dtype, bool max_pool, const char* op) {
   INTERFLOW_CHECK(dtype != DType::F64, op, ": fp64 has no CUDA kernel; use backend('eager'), or fp32, bf16 or fp16");
-  INTERFLOW_CHECK(s.height <= kMostTapPixels && s.width <= kMostTapPixels && s.pixels() <= kMostTapPixels, op,
+  INTERFLOW_CHECK(s.height <= kMostMapPixels && s.width <= kMostMapPixels && s.pixels() <= kMostMapPixels, op,
                   ": a map may have up to 2^30 pixels on a GPU, got H = ", s.height, " and W = ", s.width);
   int64_t units = 0;
   TapPlan plan = plan_tap(s, dtype, max_pool, units);

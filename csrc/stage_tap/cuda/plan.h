@@ -7,11 +7,10 @@
 #pragma once
 #include <algorithm>
 
+#include "common/cuda/map_plan.h"
 #include "stage_tap/contract.h"
 
 namespace interflow {
-
-constexpr int kTapThreads = 256;
 
 // Elements of a thread's piece: 16 bytes, or what fills a byte of the mask.
 constexpr int tap_vector(DType dtype, bool max_pool) { return max_pool ? int(16 / element_size(dtype)) : 8; }
@@ -24,79 +23,44 @@ struct TapRuns {
   int32_t u, m, mask;
 };
 
-// n / divisor for 0 <= n < 2^31 without a division.
-struct Divider {
-  uint32_t divisor, multiplier, shift;
-};
-
-struct TapPlan {
-  TapShape shape;
-  DType dtype;          // of u, m, dm, du
+struct TapPlan : MapPlan {
   bool max_pool;
-  int32_t slab;         // channels of a unit
-  int32_t images;       // images of a unit: several where NHWC maps are small
-  int32_t lanes;        // threads that share the positions of one image and vector of channels (NCHW: of one plane)
-  int32_t positions;    // of one image: windows or pixels; NCHW, mean only: pieces
-  int32_t part_size;    // positions of a unit
-  int32_t parts, slabs;
-  Divider by_parts, by_slabs;
-  uint32_t units;
-  Divider row;          // positions of a row; NCHW, mean only: elements of a row
-  float pixels, mean;   // H W and 1 / (H W)
-  TapRuns staged;       // NCHW units that fit into shared memory; else zeros
+  TapRuns staged;  // NCHW units that fit into shared memory; else zeros
 };
 
 namespace tap_planning {
 
+using namespace map_planning;
+
 constexpr int64_t kVectorsAtOnce = 64;  // of channels, NHWC: 1 KB of a pixel
-constexpr int64_t kSteps = 4;           // positions that a thread takes from a unit, 64 bytes each; twice as many where an image has
-constexpr int64_t kManyParts = 32;      // more units than this
+constexpr int64_t kSteps = 4;           // positions that a thread takes from a unit, 64 bytes each, at least
 constexpr int64_t kPlaneSteps = 16;     // NCHW, tiles of a thread: from there on a plane is cut
-constexpr int64_t kMostParts = 1024;
 constexpr int64_t kUnitCost = 5;        // staged: of barriers, copies and sums
 constexpr int64_t kMostRounds = 4;      // planes that follow each other in a thread
 
-inline Divider divider(int64_t divisor) {
-  uint32_t shift = 0;
-  while (int64_t(1) << shift < divisor) ++shift;
-  uint64_t one = 1;
-  return {uint32_t(divisor), uint32_t(((one << 32) * ((one << shift) - uint64_t(divisor))) / uint64_t(divisor) + 1), shift};
-}
-
-inline int64_t ceil_of(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-// Of `positions` as many at a time as make a multiple of `grain`, about `part_size`: equal parts.
-inline void cut_positions(TapPlan& plan, int64_t positions, int64_t part_size, int64_t grain) {
-  int64_t grains = ceil_of(positions, grain), parts = std::min(ceil_of(positions, part_size), kMostParts), each = ceil_of(grains, parts);
-  plan.positions = int32_t(positions), plan.part_size = int32_t(std::min(each * grain, positions)), plan.parts = int32_t(ceil_of(grains, each));
-}
-
-// Threads go to vectors of channels, then to positions, then to images.
-inline void cut_pixels(TapPlan& plan) {
-  const TapShape& s = plan.shape;
-  int64_t vector = tap_vector(plan.dtype, plan.max_pool), vectors = ceil_of(s.channels, vector), columns = ceil_of(vectors, ceil_of(vectors, kVectorsAtOnce));
-  int64_t positions = plan.max_pool ? s.windows_h() * s.windows_w() : s.pixels(), lanes = std::min(positions, kTapThreads / columns);
-  int64_t images = std::max<int64_t>(1, kTapThreads / (columns * lanes)), step = lanes * (plan.max_pool ? 1 : 4);
-  int64_t least = plan.max_pool ? kSteps : kSteps / 2;  // the mean alone is taken of small maps
-  cut_positions(plan, positions, step * std::clamp(positions / (step * kManyParts), least, 2 * kSteps), 1);
-  plan.slab = int32_t(columns * vector), plan.lanes = int32_t(lanes), plan.images = plan.parts > 1 ? 1 : int32_t(images);
-  plan.row = divider(plan.max_pool ? s.windows_w() : s.width);
+// As cut_pixels() has it.
+inline void cut_tap_pixels(TapPlan& plan) {
+  TapShape s{plan.shape};
+  if (plan.max_pool)
+    cut_pixels(plan, {tap_vector(plan.dtype, true), kVectorsAtOnce, 1, kSteps}, s.windows_h() * s.windows_w(), s.windows_w());
+  else  // the mean alone is taken of small maps
+    cut_pixels(plan, {tap_vector(plan.dtype, false), kVectorsAtOnce, 4, kSteps / 2}, s.pixels(), s.width);
 }
 
 // As many threads for a plane as leave few of them idle.
 inline void cut_planes(TapPlan& plan) {
-  const TapShape& s = plan.shape;
+  TapShape s{plan.shape};
   int64_t size = element_size(plan.dtype), vector = tap_vector(plan.dtype, plan.max_pool), grain = plan.max_pool ? vector / 2 : 1;  // of positions, a piece
   int64_t positions = plan.max_pool ? s.windows_h() * s.windows_w() : ceil_of(s.pixels(), vector), pieces = ceil_of(positions, grain);
   int64_t plane_bytes = s.pixels() * size, row_bytes = plan.max_pool ? 2 * s.width * size : vector * size;
   bool ragged = (plan.max_pool ? s.width : s.pixels()) % vector;
-  int64_t slab = 1, lanes = kTapThreads, part_size = positions;
+  int64_t slab = 1, lanes = kMapThreads, part_size = positions;
   if (ragged && plane_bytes <= kTapStagedBytes) {
     // Whole planes, the most for what a unit costs, in thirds of a thread's step
     for (int64_t steps = 1, best = 0, best_of = 1; steps <= kPlaneSteps; ++steps) {
       int64_t threads = ceil_of(pieces, steps), most = kTapStagedBytes / plane_bytes;
-      if (threads > kTapThreads) continue;
-      int64_t planes = std::min(kTapThreads / threads, most), slabs = ceil_of(s.channels, planes * std::min(most / planes, kMostRounds));
+      if (threads > kMapThreads) continue;
+      int64_t planes = std::min(kMapThreads / threads, most), slabs = ceil_of(s.channels, planes * std::min(most / planes, kMostRounds));
       int64_t each = ceil_of(s.channels, slabs), cost = kUnitCost + ceil_of(each, planes) * (3 * steps + 1);
       if (each * best_of <= best * cost) continue;
       best = slab = each, best_of = cost, lanes = threads;
@@ -107,8 +71,8 @@ inline void cut_planes(TapPlan& plan) {
   } else {
     for (; lanes > 1; lanes /= 2)
       if (pieces >= 2 * lanes && pieces * 8 >= ceil_of(pieces, lanes) * lanes * 7) break;
-    slab = kTapThreads / lanes;
-    if (lanes == kTapThreads) part_size = lanes * kPlaneSteps * grain;
+    slab = kMapThreads / lanes;
+    if (lanes == kMapThreads) part_size = lanes * kPlaneSteps * grain;
   }
   cut_positions(plan, positions, part_size, grain);
   plan.slab = int32_t(slab), plan.lanes = int32_t(lanes), plan.images = 1;
@@ -126,9 +90,7 @@ inline void cut_planes(TapPlan& plan) {
 
 }  // namespace tap_planning
 
-constexpr int64_t kMostTapPixels = int64_t(1) << 30;
-
-// The plan of a map of at most kMostTapPixels pixels, rows and columns; units: how many, which may be more than a launch takes.
+// The plan of a map of at most kMostMapPixels pixels, rows and columns; units: how many, which may be more than a launch takes.
 inline TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool, int64_t& units) {
   using namespace tap_planning;
   TapPlan plan{};
@@ -137,12 +99,10 @@ inline TapPlan plan_tap(const TapShape& s, DType dtype, bool max_pool, int64_t& 
   if (s.batch == 0 || s.channels == 0) return plan;
   plan.pixels = float(s.pixels()), plan.mean = float(1.0 / double(s.pixels()));
   if (s.channels_last)
-    cut_pixels(plan);
+    cut_tap_pixels(plan);
   else
     cut_planes(plan);
-  int64_t slabs = ceil_of(s.channels, plan.slab);
-  units = ceil_of(s.batch, plan.images) * slabs * plan.parts;
-  plan.slabs = int32_t(slabs), plan.units = uint32_t(units), plan.by_slabs = divider(slabs), plan.by_parts = divider(plan.parts);
+  units = count_units(plan);
   return plan;
 }
 

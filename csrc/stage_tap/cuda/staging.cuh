@@ -1,8 +1,8 @@
 // Units of NCHW maps in shared memory. What follows each other in global memory, a run, comes and goes by 16 bytes; its copy keeps its
 // address modulo 16, so that both are aligned alike and rows may begin anywhere.
 #pragma once
-#include "stage_tap/cuda/access.cuh"
-#include "stage_tap/cuda/sums.cuh"
+#include "common/cuda/map_access.cuh"
+#include "common/cuda/block_sums.cuh"
 
 namespace interflow {
 
@@ -30,7 +30,7 @@ struct TapExtent {
   int planes, part;
   int first, last;   // positions of each plane
 
-  __device__ __forceinline__ TapExtent(const TapUnit& at, const TapPlan& plan)
+  __device__ __forceinline__ TapExtent(const MapUnit& at, const TapPlan& plan)
       : channel(int64_t(at.slab) * plan.slab), planes(int(min(int64_t(plan.slab), plan.shape.channels - channel))), part(int(at.part)),
         first(part * plan.part_size), last(min(plan.positions, first + plan.part_size)) {}
 
@@ -44,14 +44,14 @@ struct TapExtent {
 // Rooms of a block's shared memory, behind the rows of sums.
 struct TapRooms {
   unsigned char *u, *m, *mask;
-  __device__ __forceinline__ TapRooms(TapShared& shared, int rows, const TapRuns& most, int size) {
+  __device__ __forceinline__ TapRooms(BlockShared& shared, int rows, const TapRuns& most, int size) {
     u = reinterpret_cast<unsigned char*>(shared.rows() + (rows + 3) / 4 * 4);
     m = u + run_room(most.u * size), mask = m + run_room(most.m * size);
   }
 };
 
 inline int tap_shared_bytes(int rows, const TapRuns* most = nullptr, int size = 0) {
-  return int(sizeof(TapShared)) + (rows + 3) / 4 * 16 + (most ? run_room(most->u * size) + run_room(most->m * size) + run_room(most->mask) : 0);
+  return int(sizeof(BlockShared)) + (rows + 3) / 4 * 16 + (most ? run_room(most->u * size) + run_room(most->m * size) + run_room(most->mask) : 0);
 }
 
 // --- coming and going --------------------------------------------------------------------------------------------------------------

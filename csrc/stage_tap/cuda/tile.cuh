@@ -1,6 +1,6 @@
 // One tile of an NCHW map: windows that follow each other, 16 bytes of each of two rows. What is done to it, however it is reached.
 #pragma once
-#include "stage_tap/cuda/access.cuh"
+#include "common/cuda/map_access.cuh"
 #include "stage_tap/cuda/window.cuh"
 
 namespace interflow {

@@ -2,11 +2,12 @@
 // 16 bits. NHWC: two channels; NCHW: two neighbours of a row. The bytes of the mask: see ../contract.h.
 #pragma once
 #include "common/cuda/packed.cuh"
+#include "stage_tap/cuda/kernels.h"
 
 namespace interflow {
 
-template <class T>
-constexpr int kPer = Packed<T>::kPer;
+template <class T, bool kPool>
+constexpr int kTapVector = tap_vector(sizeof(T) == 4 ? DType::F32 : DType::BF16, kPool);
 
 template <class T>
 constexpr int kTopBit = Packed<T>::kPer == 2 ? 15 : 31;
@@ -120,12 +121,6 @@ __device__ __forceinline__ uint8_t passing_bits(const uint32_t (&v)[N]) {
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------------
-// x / by, rounded once (Markstein's correction, given 1 / by rounded): the division that the compiler calls costs registers.
-__device__ __forceinline__ float divided(float x, float by, float reciprocal) {
-  float quotient = x * reciprocal, error = fmaf(-quotient, by, x);
-  return error - error == 0.0f ? fmaf(error, reciprocal, quotient) : quotient;  // infinities and NaN stay
-}
-
 // What all windows of a word's channels share: gp = dp / (H W), and what sums d(shift): how often gp passed, and the passing dm.
 template <class T>
 struct TapGradient {

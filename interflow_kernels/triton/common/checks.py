@@ -1,5 +1,6 @@
 """What both operators' Triton sides ask of their arguments, with one sentence; and how they remember tensors that passed."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -41,6 +42,31 @@ def fail(sentence: str) -> NoReturn:
 def check_dtype(operator: str, name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         fail(f"{operator}: the Triton kernels take {name} in fp32, bf16 or fp16, got {dtype}; backend('eager') takes fp64")
+
+
+def check_map(operator: str, u: Description, shift: Description | None) -> None:
+    """u [B, C, H, W], not empty in H or W; shift [C] in u's dtype or fp32, on u's device."""
+    if not (len(u.shape) == 4 and min(u.shape[2:]) > 0):
+        fail(f"{operator}: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
+    check_dtype(operator, "u", u.dtype)
+    if shift is None:
+        return
+    if list(shift.shape) != [u.shape[1]]:
+        fail(f"{operator}: shift must be [{u.shape[1]}], got {list(shift.shape)}")
+    if shift.dtype not in (u.dtype, torch.float32):
+        fail(f"{operator}: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
+    if shift.device != u.device:
+        fail(f"{operator}: shift must be on the device of u, {u.device}, got {shift.device}")
+
+
+def check_same(operator: str, name: str, t: Description, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """A tensor of this shape and dtype, on this device."""
+    if list(t.shape) != list(shape):
+        fail(f"{operator}: {name} must be {list(shape)}, got {list(t.shape)}")
+    if t.dtype != dtype:
+        fail(f"{operator}: {name} must be {dtype}, got {t.dtype}")
+    if t.device != device:
+        fail(f"{operator}: {name} must be on {device}, got {t.device}")
 
 
 def contiguous(t: Tensor | None) -> Tensor | None:

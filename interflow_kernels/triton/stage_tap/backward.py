@@ -12,11 +12,11 @@ from ..._tap_format import mask_bytes
 from .. import tiles
 from ..common.checks import Description, check_dtype, described, description, fail
 from ..common.launch import Launcher, elsewhere
+from ..common.maps import sum_rows
 from ..common.memory import Allocation, Memory, fill_is_on
+from ..common.offsets import is_wide
 from . import nchw_kernels as planes
 from . import nhwc_kernels as pixels
-from .kernels import sum_rows
-from .offsets import is_wide
 
 
 class _Plan(NamedTuple):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..._tap_format import mask_bytes, runs_along_channels
 from .. import tiles
-from ..common.checks import Description, check_dtype, contiguous, described, description, fail
+from ..common.checks import Description, check_map, contiguous, described, description
 from ..common.launch import Launcher, counters, elsewhere
 from ..common.memory import Allocation, Memory, fill_is_on
+from ..common.offsets import is_wide
 from . import nchw_kernels as planes
 from . import nhwc_kernels as pixels
-from .offsets import is_wide
 
 
 class _Plan(NamedTuple):
@@ -34,17 +34,8 @@ class _Plan(NamedTuple):
 def _plan(u_fields: Any, shift_fields: Any, max_pool: bool, need_mask: bool, fill: bool) -> _Plan:
     # Check
     u, shift = Description(*u_fields), description(shift_fields)
-    if not (len(u.shape) == 4 and min(u.shape[2:]) > 0):
-        fail(f"stage_tap: u must be [B, C, H, W] with H and W of at least 1, got {list(u.shape)}")
-    check_dtype("stage_tap", "u", u.dtype)
+    check_map("stage_tap", u, shift)
     batch, channels, height, width = u.shape
-    if shift is not None:
-        if list(shift.shape) != [channels]:
-            fail(f"stage_tap: shift must be [{channels}], got {list(shift.shape)}")
-        if shift.dtype not in (u.dtype, torch.float32):
-            fail(f"stage_tap: shift must have the dtype of u, {u.dtype}, or be fp32, got {shift.dtype}")
-        if shift.device != u.device:
-            fail(f"stage_tap: shift must be on the device of u, {u.device}, got {shift.device}")
 
     # Sizes
     channels_last = runs_along_channels(u.shape, u.strides)

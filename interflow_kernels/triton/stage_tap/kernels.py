@@ -1,18 +1,17 @@
-"""What the stage tap's kernels share, in both layouts and directions, and the sum of d(shift).
+"""What the stage tap's kernels share, in both layouts and directions.
 
     v = relu(u + shift)        [B, C, H, W]              each step rounded to u's dtype; never written
     m = max_pool2d(v, 2, 2)    [B, C, H/2, W/2]          rounded down
     p = mean of v over H, W    [B, C]
     du = passes * dp / (H * W) + is the maximum * dm     dshift = sum of du over B, H, W
 
-The mask is that of csrc/stage_tap/contract.h, byte for byte. Shapes and strides are constants of the kernels; B only sets how many
-programs there are, so an image's bits do not depend on its batch. WIDE: offsets inside an image need 64 bits.
+The mask is that of csrc/stage_tap/contract.h, byte for byte.
 """
 
 import triton
 import triton.language as tl
 
-from ..common.math import add_exactly, from_fp32, sum_of_rows, to_fp32
+from ..common.math import from_fp32, to_fp32
 
 
 @triton.jit
@@ -22,12 +21,6 @@ def rectified(u, shift, inside):
     if shift is not None:
         x = to_fp32(from_fp32(x + shift, u.dtype))
     return tl.where((x < 0.0) | ~inside, 0.0, x)
-
-
-@triton.jit
-def on_grid_of(u, shift, c, channels: tl.constexpr):
-    """shift [C] of the channels c, rounded to u's dtype, in fp32."""
-    return to_fp32(from_fp32(to_fp32(tl.load(shift + c, mask=c < channels, other=0.0)), u.dtype.element_ty))
 
 
 @triton.jit
@@ -65,14 +58,6 @@ def gradients(byte, gp, gm):
 
 
 @triton.jit
-def gradient_of_mean(dp, image, c, C: tl.constexpr, PIXELS: tl.constexpr, PB: tl.constexpr, PC: tl.constexpr):
-    """dp [B, C] of the channels c over H W; 0 where there is no dp."""
-    if dp is None:
-        return tl.zeros([c.shape[0]], tl.float32)
-    return tl.div_rn(tl.load(dp + image * PB + c * PC, mask=c < C, other=0.0), PIXELS * 1.0)
-
-
-@triton.jit
 def packed(passes, ROWS: tl.constexpr, BYTES: tl.constexpr):
     """[ROWS, 8 * BYTES] of 0 and 1 -> [ROWS, BYTES], least significant bit first."""
     eights = tl.reshape(passes, [ROWS, BYTES, 8])
@@ -87,11 +72,6 @@ def unpacked(bytes_, ROWS: tl.constexpr, BYTES: tl.constexpr):
 
 
 @triton.jit
-def index(i, WIDE: tl.constexpr):
-    return i.to(tl.int64) if WIDE else i
-
-
-@triton.jit
 def windows(i, H: tl.constexpr, W: tl.constexpr):
     """Row and column of the windows i; whether each lies in the map, has a right side, a lower side, both."""
     HH: tl.constexpr = (H + 1) // 2
@@ -102,24 +82,3 @@ def windows(i, H: tl.constexpr, W: tl.constexpr):
     right = inside & (2 * w + 1 < W) if W % 2 else inside
     below = inside & (2 * h + 1 < H) if H % 2 else inside
     return h, w, inside, right, below, right & below
-
-
-# --- d(shift) -----------------------------------------------------------------------------------------------------------
-@triton.jit(do_not_specialize=["count"])
-def sum_rows(
-    rows,  # [count, C] fp32
-    out,  # [C] fp32
-    count,
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """out[c] = the sum of rows[:, c], in one order."""
-    c = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = tl.zeros([ROWS, COLS], tl.float32)
-    lost = tl.zeros([ROWS, COLS], tl.float32)
-    for first in range(0, count, ROWS):
-        r = first + tl.arange(0, ROWS)
-        x = tl.load(rows + r.to(tl.int64)[:, None] * C + c[None, :], mask=(r < count)[:, None] & (c < C)[None, :], other=0.0)
-        total, lost = add_exactly(total, lost, x)
-    tl.store(out + c, sum_of_rows(total), mask=c < C)

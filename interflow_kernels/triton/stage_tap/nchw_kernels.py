@@ -3,17 +3,9 @@
 import triton
 import triton.language as tl
 
+from ..common.maps import gradient_of_mean, index, on_grid_of, planes_of_program
 from ..common.math import add_exactly, from_fp32, to_fp32
-from .kernels import gradient_of_mean, gradients, index, on_grid_of, packed, passes_by, rectified, unpacked, window, windows
-
-
-@triton.jit
-def _place(C: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr):
-    """Image, channels, whether each exists [ROWS, 1] and its plane [ROWS, 1] of this program."""
-    pid = tl.program_id(0)
-    image = (pid // BLOCKS).to(tl.int64)
-    c = pid % BLOCKS * ROWS + tl.arange(0, ROWS)
-    return image, c, (c < C)[:, None], (image * C + c)[:, None]
+from .kernels import gradients, packed, passes_by, rectified, unpacked, window, windows
 
 
 @triton.jit
@@ -50,7 +42,7 @@ def tap_planes(
     ALL: tl.constexpr = (H + 1) // 2 * ((W + 1) // 2) if MAX_POOL else H * W
     BYTES: tl.constexpr = ALL if MAX_POOL else (ALL + 7) // 8  # of the mask, a plane
     BLOCKS: tl.constexpr = (C + ROWS - 1) // ROWS
-    image, c, in_c, plane = _place(C, BLOCKS, ROWS)
+    image, c, in_c, plane = planes_of_program(C, BLOCKS, ROWS)
     u += image * SB
     row = index(c, WIDE)[:, None] * SC
     s = None
@@ -113,7 +105,7 @@ def tap_planes_backward(
     ALL: tl.constexpr = (H + 1) // 2 * ((W + 1) // 2) if MAX_POOL else H * W
     BYTES: tl.constexpr = ALL if MAX_POOL else (ALL + 7) // 8
     BLOCKS: tl.constexpr = (C + ROWS - 1) // ROWS
-    image, c, in_c, plane = _place(C, BLOCKS, ROWS)
+    image, c, in_c, plane = planes_of_program(C, BLOCKS, ROWS)
     gp = gradient_of_mean(dp, image, c, C, H * W, PB, PC)[:, None]
     total = tl.zeros([ROWS, COLS], tl.float32)
     lost = tl.zeros([ROWS, COLS], tl.float32)

@@ -3,16 +3,9 @@
 import triton
 import triton.language as tl
 
+from ..common.maps import gradient_of_mean, index, on_grid_of, pixels_of_program, store_mean
 from ..common.math import add_exactly, from_fp32, sum_of_rows, to_fp32
-from .kernels import gradient_of_mean, gradients, index, on_grid_of, packed, passes_by, rectified, unpacked, window, windows
-
-
-@triton.jit
-def _place(BLOCKS: tl.constexpr, PARTS: tl.constexpr, COLS: tl.constexpr):
-    """Block of channels, part, image and channels of this program."""
-    pid = tl.program_id(0)
-    block = pid % BLOCKS
-    return block, pid // BLOCKS % PARTS, (pid // BLOCKS // PARTS).to(tl.int64), block * COLS + tl.arange(0, COLS)
+from .kernels import gradients, packed, passes_by, rectified, unpacked, window, windows
 
 
 @triton.jit
@@ -41,7 +34,7 @@ def tap_pixels(
     ALL: tl.constexpr = (H + 1) // 2 * ((W + 1) // 2) if MAX_POOL else H * W
     BYTES: tl.constexpr = C if MAX_POOL else (C + 7) // 8  # of the mask, a window or pixel
     BLOCKS: tl.constexpr = (C + COLS - 1) // COLS
-    block, part, image, c = _place(BLOCKS, PARTS, COLS)
+    block, part, image, c = pixels_of_program(BLOCKS, PARTS, COLS)
     in_c = (c < C)[None, :]
     column = index(c, WIDE)[None, :] * SC
     u += image * SB
@@ -79,23 +72,7 @@ def tap_pixels(
                 tl.store(mask + image * (ALL * BYTES) + index(i, WIDE)[:, None] * BYTES + q[None, :], found, mask=in_part & (q < BYTES)[None, :])
         total, lost = add_exactly(total, lost, v)
 
-    # The mean; of several parts the last to arrive adds them all, in order
-    sums = sum_of_rows(total)
-    if PARTS == 1:
-        tl.store(p + image * C + c, tl.div_rn(sums, H * W * 1.0), mask=c < C)
-    else:
-        partial += image * (PARTS * C) + c
-        tl.store(partial + part * C, sums, mask=c < C)
-        tl.debug_barrier()
-        counter = arrivals + image * BLOCKS + block
-        if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
-            tl.debug_barrier()
-            whole = tl.zeros([COLS], tl.float32)
-            missing = tl.zeros([COLS], tl.float32)
-            for r in range(PARTS):
-                whole, missing = add_exactly(whole, missing, tl.load(partial + r * C, mask=c < C, other=0.0, cache_modifier=".cg"))
-            tl.store(p + image * C + c, tl.div_rn(whole, H * W * 1.0), mask=c < C)
-            tl.atomic_xchg(counter, 0)
+    store_mean(total, p, partial, arrivals, image, part, block, c, C, H * W, PARTS, BLOCKS)
 
 
 @triton.jit
@@ -124,7 +101,7 @@ def tap_pixels_backward(
     ALL: tl.constexpr = (H + 1) // 2 * ((W + 1) // 2) if MAX_POOL else H * W
     BYTES: tl.constexpr = C if MAX_POOL else (C + 7) // 8
     BLOCKS: tl.constexpr = (C + COLS - 1) // COLS
-    block, part, image, c = _place(BLOCKS, PARTS, COLS)
+    block, part, image, c = pixels_of_program(BLOCKS, PARTS, COLS)
     in_c = (c < C)[None, :]
     du += image * (H * W * C)
     mask += image * (ALL * BYTES)

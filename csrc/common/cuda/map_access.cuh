@@ -1,21 +1,18 @@
-// How the stage tap's kernels reach memory: whole pieces in 16-byte accesses, or narrower ones with a count; and who does what.
+// How kernels on maps reach memory: whole pieces in 16-byte accesses, or narrower ones with a count; and which unit a block does.
 #pragma once
 #include "common/cuda/packed.cuh"
-#include "stage_tap/cuda/kernels.h"
+#include "common/cuda/map_plan.h"
 
 namespace interflow {
 
-template <class T, bool kPool>
-constexpr int kTapVector = tap_vector(sizeof(T) == 4 ? DType::F32 : DType::BF16, kPool);
-
 __device__ __forceinline__ uint32_t divide(uint32_t n, const Divider& by) { return (uint32_t((uint64_t(n) * by.multiplier) >> 32) + n) >> by.shift; }
 
-__device__ __forceinline__ int64_t pixels_of(const TapShape& s) { return s.height * s.width; }
+__device__ __forceinline__ int64_t pixels_of(const MapShape& s) { return s.height * s.width; }
 
 // Unit by unit: slabs of the same positions follow each other.
-struct TapUnit {
+struct MapUnit {
   uint32_t group, part, slab;
-  __device__ __forceinline__ TapUnit(uint32_t unit, const TapPlan& plan) {
+  __device__ __forceinline__ MapUnit(uint32_t unit, const MapPlan& plan) {
     uint32_t rest = divide(unit, plan.by_slabs);
     slab = unit - rest * uint32_t(plan.slabs);
     group = divide(rest, plan.by_parts);
@@ -184,6 +181,22 @@ __device__ __forceinline__ void load_channels(float (&x)[N], const void* data, D
     case DType::BF16: load(static_cast<const __nv_bfloat16*>(data)); break;
     case DType::F16: load(static_cast<const __half*>(data)); break;
     default: load(static_cast<const float*>(data));
+  }
+}
+
+// shift on u's grid; -0, which changes no number, where there is none.
+template <class T, int V, class Params>
+__device__ __forceinline__ void load_shift(uint32_t (&words)[V / kPer<T>], const Params& P, int64_t first, int count) {
+  float x[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) x[i] = -0.0f;
+  if (P.shift) load_channels(x, P.shift, P.shift_dtype, first, P.shift_stride, count, P.shift_wide);
+#pragma unroll
+  for (int i = 0; i < V / kPer<T>; ++i) {
+    float of_word[kPer<T>];
+#pragma unroll
+    for (int k = 0; k < kPer<T>; ++k) of_word[k] = x[i * kPer<T> + k];
+    words[i] = Packed<T>::pack(of_word);
   }
 }
 

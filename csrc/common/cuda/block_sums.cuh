@@ -1,13 +1,13 @@
 // Sums over a block's threads and over rows that blocks publish, each in one order; and who arrives last.
 #pragma once
 #include "common/cuda/device.cuh"
-#include "stage_tap/cuda/kernels.h"
+#include "common/cuda/map_plan.h"
 
 namespace interflow {
 
 // The beginning of a block's shared memory; rows, whose number the kernel says, lie behind.
-struct alignas(16) TapShared {
-  double few[kTapThreads];
+struct alignas(16) BlockShared {
+  double few[kMapThreads];
   uint32_t last;
   __device__ __forceinline__ float* rows() { return reinterpret_cast<float*>(this + 1); }
 };
@@ -31,14 +31,14 @@ constexpr int kAlone = 32;  // numbers that one thread adds: sharing them costs 
 // result(i, the sum over r of column(i)(r)) for i < outputs and r < count, each by one thread. All threads take part, several for
 // an output where there are more threads than outputs and many numbers; what is read is ready.
 template <class Sum, class Column, class Result>
-__device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int count, Column column, Result result) {
+__device__ __forceinline__ void sum_columns(BlockShared& shared, int outputs, int count, Column column, Result result) {
   int thread = int(threadIdx.x);
   if (count <= kAlone) {
 #pragma unroll 1
-    for (int i = thread; i < outputs; i += kTapThreads) result(i, float(sum_of<Sum>(count, column(i))));
+    for (int i = thread; i < outputs; i += kMapThreads) result(i, float(sum_of<Sum>(count, column(i))));
     return;
   }
-  int per = min(outputs, kTapThreads), shares = min(count, kTapThreads / per), share = thread / per;
+  int per = min(outputs, kMapThreads), shares = min(count, kMapThreads / per), share = thread / per;
 #pragma unroll 1
   for (int i = thread - share * per; i < outputs; i += per) {
     double sum = 0;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void sum_columns(TapShared& shared, int outputs, int 
 
 // shared.rows() [outer, count, channels], which a barrier completed, summed over the middle: result(o, c, sum).
 template <class Result>
-__device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count, int channels, Result result) {
+__device__ __forceinline__ void sum_rows(BlockShared& shared, int outer, int count, int channels, Result result) {
   sum_columns<float>(
       shared, outer * channels, count,
       [&](int i) {
@@ -70,21 +70,21 @@ __device__ __forceinline__ void sum_rows(TapShared& shared, int outer, int count
 
 // The same where `outer` is one.
 template <class Result>
-__device__ __forceinline__ void sum_rows(TapShared& shared, int count, int channels, Result result) {
+__device__ __forceinline__ void sum_rows(BlockShared& shared, int count, int channels, Result result) {
   sum_columns<float>(
       shared, channels, count, [&](int i) { return [column = shared.rows() + i, channels](int r) { return column[r * channels]; }; }, result);
 }
 
 // Rows [count, channels] that lie `pitch` apart and that this block knows to be published, summed: result(c, sum).
 template <class Result>
-__device__ __forceinline__ void sum_published_rows(TapShared& shared, const float* rows, int64_t pitch, int count, int channels, Result result) {
+__device__ __forceinline__ void sum_published_rows(BlockShared& shared, const float* rows, int64_t pitch, int count, int channels, Result result) {
   sum_columns<double>(
       shared, channels, count, [&](int c) { return [rows, pitch, c](int r) { return load_shared_result(rows + r * pitch + c); }; }, result);
 }
 
 // Publishes what the block wrote and says whether it is the last of `expected`, which then sees what all of them wrote. Leaves the
 // counter zero.
-__device__ __forceinline__ bool arrives_last(TapShared& shared, uint32_t* arrivals, uint32_t expected) {
+__device__ __forceinline__ bool arrives_last(BlockShared& shared, uint32_t* arrivals, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.last = atomic_add_acq_rel(arrivals, 1) + 1 == expected;

@@ -33,6 +33,7 @@ LAYERS = (
     ("interflow_vision.models", "interflow_vision.data"),
     ("interflow_vision.reports",),
     ("interflow_vision.training",),
+    ("interflow_vision.compare",),
     ("interflow_vision.__init__",),
     ("interflow_vision.cli",),
     ("interflow_vision.__main__",),

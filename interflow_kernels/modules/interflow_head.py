@@ -45,9 +45,9 @@ class InterflowHead(nn.Module):
         bias: whether the branches have a bias b [n, K].
         attention_bias: whether the attention has a bias c ("gated" always has one, "hard" never).
         hard_weights: w for "hard"; default 1/n each.
-        norm: None, the source as written, or "batch": an nn.BatchNorm1d over the columns of p, `head.norm`. The mean of a large map hardly
-            varies from image to image, so without it a shallow branch learns many times more slowly than a deep one. Training takes the
-            batch's statistics, of at least 2 images, evaluation the running ones; nn.SyncBatchNorm.convert_sync_batchnorm converts it.
+        norm: None, the source as written, or "batch": an nn.BatchNorm1d over the columns of p, `head.norm`, for branches whose means vary little
+            from image to image beside their size, as those of large maps do. Training takes the batch's statistics, of at least 2 images,
+            evaluation the running ones; nn.SyncBatchNorm.convert_sync_batchnorm converts it.
         branch_loss: weight of each branch's own loss in `loss`; 0: the loss of y alone.
 
     Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K]. Features come

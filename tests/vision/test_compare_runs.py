@@ -104,7 +104,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     made = study(tmp_path, rates=[1e9], arms={**TINY["arms"]}, networks={"net": {"name": "plain16", "width": 0.02}})
     (wanted,) = made.finals(dict.fromkeys(made.seeds, 1e9))
     result = run.perform(wanted, tmp_path)
-    assert result["status"] == "diverged" and "is not finite" in result["why"] and "test" not in result
+    assert result["status"] == "diverged" and "--model.lr" in result["why"] and "test" not in result
     assert results.accuracies({0: result}) == {}
 
 

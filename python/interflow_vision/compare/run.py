@@ -14,15 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from interflow_kernels import __version__
 
 from ..errors import UserError
-from ..processes import EveryProcessError
 from ..training.checkpoint_io import SafeCheckpointIO
 from ..training.classifier import Classifier
 from ..training.continuing import KeepRandomStates
+from ..training.finite import NotFiniteError
 from . import datasets, measures, results
 from .plan import Run
-
-DIVERGED = "is not finite"
-"""What stops a run as a result of its own (finite.py), in EveryProcessError's sentence."""
 
 
 def perform(run: Run, folder: Path, device: int | None = None) -> results.Result:
@@ -45,9 +42,7 @@ def perform(run: Run, folder: Path, device: int | None = None) -> results.Result
             measures.equalise(model.model, _first_images(data, run.options["recipe"]["batch_size"]))
         trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         result |= {"status": "done", **_outcome(run, trainer, model, data)}
-    except EveryProcessError as error:
-        if DIVERGED not in str(error):
-            raise
+    except NotFiniteError as error:
         result |= {"status": "diverged", "why": str(error)}
     kept = collected.kept
     result |= {"epochs": kept["epochs"], "gradients": {"names": list(measures.convolutions(model.model)), "start": kept["start"], "epochs": kept["gradients"]}}

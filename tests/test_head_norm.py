@@ -14,10 +14,10 @@ MAPS = ((5, 13, 9), (32, 14, 14), (7, 3, 4))
 LINEAR = [a for a in ATTENTIONS if a != "gated"]
 
 
-def normed(attention="nxn", kind=FusedInterflowHead, maps=MAPS, **options):
+def normed(attention="nxn", kind=FusedInterflowHead, maps=MAPS, classes=10, **options):
     """A head with a norm whose parameters and statistics are all drawn."""
     options = {"attention_bias": attention != "hard", **options}
-    head = kind([c for c, _, _ in maps], 10, attention, norm="batch", **options)
+    head = kind([c for c, _, _ in maps], classes, attention, norm="batch", **options)
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, tensor in (*head.named_parameters(), *head.named_buffers()):
@@ -85,11 +85,11 @@ def test_windows(pool_size):
         assert_close(name, got[name], expected, 1e-5)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", ["classwise", "gated"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_gradcheck(attention, training):
-    maps = [x.requires_grad_() for x in inputs(batch=4, dtype=torch.float64, maps=((3, 4, 3), (2, 2, 2)))]
-    head = normed(attention, maps=((3, 4, 3), (2, 2, 2))).double().train(training)
+    maps = [x.requires_grad_() for x in inputs(batch=3, dtype=torch.float64, maps=((2, 2, 2), (1, 1, 2)))]
+    head = normed(attention, maps=((2, 2, 2), (1, 1, 2)), classes=2).double().train(training)
     named = dict(head.named_parameters())
 
     def run(*tensors):

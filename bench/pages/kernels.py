@@ -20,7 +20,7 @@ passes, the sums of bias gradients and of gradients from two consumers. HEAD: th
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),
     (TAP, re.compile(r"_Tap(Backward)?$|interflow_kernels::stage_tap")),
-    (HEAD, re.compile(r"_Head(Backward)?$|interflow_kernels::interflow_head")),
+    (HEAD, re.compile(r"_Head(Backward)?$|_Pool$|interflow_kernels::interflow_(head|pool)")),
 )
 """Everything in these operators and ranges is theirs."""
 
@@ -45,7 +45,7 @@ COMPILED = (
 # On a CPU "## Call CompiledFxGraph NAME ##" is the range of a compiled graph, whose own time is that of what was fused.
 KERNELS = (
     (TAP, re.compile(r"\binterflow::.*\btap_|^(tap_(pixels|planes)|sum_rows)")),
-    (HEAD, re.compile(r"\binterflow_head_|^head_(pool|tail|scores|gradients|attention|gate)")),
+    (HEAD, re.compile(r"\binterflow_(head|pool)_|^head_(pool|tail|scores|gradients|attention|gate)")),
     (NORM, re.compile(r"batch_norm|\bbn_(fw|bw)_")),
     (CONVOLUTION, re.compile(r"fprop|dgrad|wgrad|implicit_(gemm|convolve)|cudnn|winograd|nchwToNhwc|nhwcToNchw|nhwcAddPadding")),
     (LOSS, re.compile(r"softmax|nll_loss", re.IGNORECASE)),

@@ -16,7 +16,7 @@ STUDIES = sorted(ROOT.glob("bench/studies/*/study.yaml"))
 
 def read(tmp_path, **changes):
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in {**SMALL, **changes}.items() if value is not None}))
+    path.write_text(yaml.safe_dump({key: value for key, value in {**SMALL, **changes}.items() if value is not None}, sort_keys=False))
     return plan.read(path)
 
 

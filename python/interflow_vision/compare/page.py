@@ -63,7 +63,7 @@ def _made(study: Study, folder: Path, found: tables.Found, command: str) -> str:
     runs = [run for cell in found.values() for run in cell.values()]
     tuned = [results.read(folder / run.path) for run in study.tuning() if (folder / run.path).is_file()]
     hours = sum(run["seconds"] for run in (*runs, *tuned)) / 3600
-    where = sorted({f"{run['machine']['device']}, {run['machine']['threads']} threads, torch {run['versions']['torch']}" for run in runs})
+    where = sorted({f"{run['machine']['device']}, {_threads(run['machine']['threads'])}, torch {run['versions']['torch']}" for run in runs})
     planned = sum(map(len, study.seeds.values()))
     text = f"{len(runs)} of {planned} runs that count, {len(tuned)} for the learning rates; {hours:.2f} hours of processes, trained on: {'; '.join(where)}."
     recipe = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in study.recipe.items())
@@ -74,6 +74,10 @@ def _made(study: Study, folder: Path, found: tables.Found, command: str) -> str:
         f"({statistics.RESAMPLES} resamples, percentiles). They are not corrected for the number of comparisons."
     )
     return f"{text} {how}\n\n    {command}\n\n{note}\n"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + "s" * (count != 1)
 
 
 def _how_decided(study: Study) -> str:
@@ -89,8 +93,8 @@ def _how_chosen(study: Study) -> str:
 
 
 def _pictures(pictures: Mapping[str, str], prefix: str, kinds: tuple[str, ...]) -> str:
-    names = [f"{prefix}{kind}.png" for kind in kinds]
-    return "".join(f"![{pictures[name]}]({name})\n\n{pictures[name]}\n\n" for name in names if name in pictures)
+    named = {f"{prefix}{kind}.png": kind for kind in kinds}
+    return "".join(f"![{kind}]({name})\n\n{pictures[name]}\n\n" for name, kind in named.items() if name in pictures)
 
 
 def html(text: str, folder: Path) -> str:
@@ -123,7 +127,7 @@ def section(study: Study, folder: Path, cells: tuple[str, str], page: str) -> st
         if own:
             s, d = statistics.summary(list(own.values())), statistics.paired(own, base) if cell.arm != study.baseline else None
             less = "" if d is None else f"{100 * d.mean:+.2f} {tables.interval(None if d.t is None else (100 * d.t[0], 100 * d.t[1]))}"
-            rows.append([study.arms[cell.arm]["title"], str(s.n), f"{tables.percent(s.mean)} ± {tables.percent(s.sd)}", less])
+            rows.append([study.arms[cell.arm]["title"], str(s.n), tables.spread(list(own.values())), less])
     title = study.arms[study.baseline]["title"]
     head = f"{study.networks[network]['title']} on {study.data[data]['title']}; test accuracy in %, and its difference from {title} in points,"
     text = f"{head}\npaired by seed, with its 95 % interval. All of it: `{page}`.\n"

@@ -36,19 +36,19 @@ def _done(found: Found, cell: Cell) -> list[results.Result]:
     return [run for run in found[cell].values() if run["status"] == "done"]
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
+def _figure(columns: int = 1, height: float = SIZE[1]) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    return plt.subplots(1, columns, figsize=SIZE, squeeze=False, layout="constrained")
+    return plt.subplots(1, columns, figsize=(SIZE[0], height), squeeze=False, layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> bool:
     from matplotlib import pyplot as plt
 
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.savefig(path, dpi=80, metadata={"Software": None})
     plt.close(figure)
     return True
 
@@ -58,7 +58,12 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
 
 
-def _dress(axis: Any, title: str, x: str, y: str) -> None:
+def _dress(axis: Any, title: str, x: str, y: str, whole: bool = True) -> None:
+    """whole: x counts something."""
+    if whole:
+        from matplotlib.ticker import MaxNLocator
+
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -74,7 +79,7 @@ def _differences(study: Study, found: Found, cells: Sequence[Cell], path: Path) 
     shown = [(title, d) for title, d in points if d is not None]
     if not shown:
         return False
-    figure, axes = _figure()
+    figure, axes = _figure(height=1.0 + 0.3 * len(shown))
     axis = axes[0, 0]
     for place, (_, d) in enumerate(reversed(shown)):
         if d.t is not None:
@@ -82,7 +87,8 @@ def _differences(study: Study, found: Found, cells: Sequence[Cell], path: Path) 
         axis.plot(100 * d.mean, place, "o", color="C0")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [title for title, _ in reversed(shown)])
-    _dress(axis, "", "points", "")
+    axis.set_ylim(-0.6, len(shown) - 0.4)
+    _dress(axis, "", "points", "", whole=False)
     return _save(figure, path)
 
 

@@ -1,5 +1,7 @@
 """One run of a study: trained by the package's own trainer, gone on with where it was interrupted, its result one JSON file."""
 
+import contextlib
+import os
 import platform
 import shutil
 import time
@@ -49,6 +51,8 @@ def perform(run: Run, folder: Path, device: int | None = None) -> results.Result
     result |= {"train_seconds": round(kept["seconds"], 2), "seconds": round(time.time() - began, 2), "machine": _machine(device)}
     results.write(folder / run.path, result)
     shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another run's checkpoint lies there
+        os.removedirs(scratch.parent)
     return result
 
 

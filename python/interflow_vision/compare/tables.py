@@ -8,14 +8,22 @@ from .plan import Cell, Study
 Found = claims.Found
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first column of text, the others of numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown, the first `words` columns of text, the others of numbers."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Of fractions, mean and standard deviation in percent; of one value that alone, of none nothing."""
+    if not values:
+        return ""
+    s = statistics.summary(values)
+    return percent(s.mean) + (f" ± {percent(s.sd)}" if s.n > 1 else "")
 
 
 def interval(bounds: statistics.Interval | None, digits: int = 2) -> str:
@@ -41,7 +49,7 @@ def accuracy(study: Study, found: Found, data: str, network: str) -> str:
         row = [study.arms[cell.arm]["title"], f"{any_run['parameters']:,}", f"{any_run['rate']:g}", str(len(own))]
         if own:
             s = statistics.summary(list(own.values()))
-            row += [f"{percent(s.mean)} ± {percent(s.sd)}", f"{percent(s.low)} to {percent(s.high)}"]
+            row += [spread(list(own.values())), f"{percent(s.low)} to {percent(s.high)}" if s.n > 1 else ""]
         else:
             row += ["diverged", ""]
         d = None if cell.arm == study.baseline else statistics.paired(_scaled(own), _scaled(base))
@@ -51,7 +59,7 @@ def accuracy(study: Study, found: Found, data: str, network: str) -> str:
         rows.append(row)
     title = study.arms[study.baseline]["title"]
     head = ["arm", "parameters", "learning rate", "seeds", "test accuracy, %", "range, %", f"less {title}, points", "95 %, t", "95 %, bootstrap"]
-    return table([*head, "seconds", "diverged"], rows)
+    return table([*head, "training, s", "diverged"], rows)
 
 
 def _scaled(values: Mapping[int, float]) -> dict[int, float]:
@@ -64,8 +72,7 @@ def fit(study: Study, found: Found, data: str, network: str) -> str:
     for cell in arms_of(found, data, network):
         done = [run for run in found[cell].values() if run["status"] == "done"]
         if done:
-            training, test, gap = (statistics.summary(each) for each in zip(*map(_fit, done), strict=True))
-            rows.append([study.arms[cell.arm]["title"], percent(training.mean), percent(test.mean), f"{100 * gap.mean:.2f} ± {100 * gap.sd:.2f}"])
+            rows.append([study.arms[cell.arm]["title"], *(spread(each) for each in zip(*map(_fit, done), strict=True))])
     return table(["arm", "training images, %", "test images, %", "gap, points"], rows)
 
 
@@ -117,16 +124,9 @@ def depth(study: Study, found: Found, data: str) -> str:
         row = [study.arms[arm]["title"]]
         for network in networks:
             own = results.accuracies(found.get(Cell(data, network, arm), {}))
-            row.append(_mean_and_sd(list(own.values())))
+            row.append(spread(list(own.values())))
         rows.append(row)
     return table(["arm", *(f"{study.networks[n]['depth']} convolutions, %" for n in networks)], rows)
-
-
-def _mean_and_sd(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    s = statistics.summary(values)
-    return f"{percent(s.mean)} ± {percent(s.sd)}"
 
 
 def rates(study: Study, accuracies: Mapping[Cell, Mapping[float, float]]) -> str:
@@ -151,7 +151,7 @@ def verdicts(study: Study, found: Found) -> str:
         else:
             row += ["no results", ""]
         rows.append(row)
-    return table(["claim", "verdict", "measure", "means", "difference, 95 % by t"], rows)
+    return table(["claim", "verdict", "measure", "means", "difference, 95 % by t"], rows, words=3)
 
 
 def _name(study: Study, cell: Cell) -> str:

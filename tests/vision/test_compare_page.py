@@ -105,7 +105,7 @@ def unfounded(text, pages):
     known = {figure.lstrip("+-") for each in pages for figure in FIGURE.findall(each)}
     found = []
     for paragraph in re.split(r"\n\s*\n|\n(?=[-|#*] ?)", text):
-        for sentence in re.split(r"(?<=[.;:])\s+", " ".join(paragraph.split())) if not paragraph.startswith("|") else [paragraph]:
+        for sentence in re.split(r"(?<=[.;])\s+", " ".join(paragraph.split())) if not paragraph.startswith("|") else [paragraph]:
             figures = {figure.lstrip("+-") for figure in FIGURE.findall(sentence)}
             if WORDS.search(sentence) and not sentence.startswith("#") and not (figures and figures <= known):
                 found.append(sentence)

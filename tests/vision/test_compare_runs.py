@@ -23,6 +23,7 @@ TINY = {
     **SMALL,
     "rates": [0.02],
     "seeds": [0],
+    "recipe": {"batch_size": 256},
     "data": {"digits": {"source": "digits", "size": 16, "epochs": 2}},
     "networks": {"net": {"name": "vgg16_bn", "width": 0.02}},
     "cells": [{"data": ["digits"], "networks": ["net"], "arms": ["nxn-norm-loss"]}],
@@ -74,7 +75,7 @@ class Stop(Callback):
     """Ends a run as a kill would, in the second epoch."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (1, 3):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
             raise MemoryError("stopped")
 
 
@@ -112,7 +113,7 @@ def test_none_is_run_twice_and_other_options_are_refused(whole, tmp_path):
     folder, _ = whole
     wanted = only(study(tmp_path))
     assert results.missing([wanted], folder / "results") == []
-    other = only(study(tmp_path, recipe={"batch_size": 32}))
+    other = only(study(tmp_path, recipe={"batch_size": 128}))
     with pytest.raises(UserError, match=r"seed0.json was made with other options than the study has now"):
         results.missing([other], folder / "results")
     broken = tmp_path / "results" / wanted.path

@@ -92,7 +92,7 @@ def _again(study: "plan.Study", folder: Path, name: str, count: int, jobs: int) 
     from ..compare.plan import Cell
 
     cell = Cell(*name.split("/")) if name.count("/") == 2 else None
-    if cell not in study.seeds:
+    if cell is None or cell not in study.seeds:
         raise UserError(f"--again must be one of the study's cells, such as {next(iter(study.seeds))}, got {name!r}")
     before = list(results.accuracies(results.finals(study, folder).get(cell, {})).values())
     rate = results.chosen_rates(study, folder)[cell]

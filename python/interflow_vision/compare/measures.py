@@ -41,9 +41,9 @@ class Measurements(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the optimiser's step."""
         if trainer.global_step == 0 and not self.kept["start"]:
-            self.kept["start"] = gradient_norms(pl_module.model)
+            self.kept["start"] = gradient_norms(pl_module)
         if trainer.is_last_batch:
-            self.kept["gradients"].append(gradient_norms(pl_module.model))
+            self.kept["gradients"].append(gradient_norms(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.is_last_batch:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from interflow_kernels import __version__
@@ -56,7 +56,7 @@ def perform(run: Run, folder: Path, device: int | None = None) -> results.Result
     return result
 
 
-def _model(run: Run, data: LightningDataModule) -> Classifier:
+def _model(run: Run, data: Any) -> Classifier:
     options = {key: value for key, value in run.options["model"].items() if key != "start"}
     recipe = {key: value for key, value in run.options["recipe"].items() if key != "batch_size"}
     channels, classes = data.preprocessing.channels, len(data.class_names)
@@ -80,10 +80,10 @@ def _trainer(run: Run, scratch: Path, collected: measures.Measurements, device: 
     )
 
 
-def _first_images(data: LightningDataModule, batch: int) -> torch.Tensor:
+def _first_images(data: Any, batch: int) -> torch.Tensor:
     """The first training images, as many as 256 or a batch: the same for all seeds."""
     data.setup("fit")
-    return data.parts[0].tensors[0][: max(batch, 256)]  # type: ignore[no-any-return]
+    return data.parts[0].tensors[0][: max(batch, 256)]
 
 
 def _head(run: Run, model: Classifier) -> results.Result:

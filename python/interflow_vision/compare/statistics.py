@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -10,6 +11,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 
 Interval = tuple[float, float]
+Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def lands_in(values: Sequence[float], before: Sequence[float]) -> Interval | Non
     return float(x.mean()) - reach, float(x.mean()) + reach
 
 
-def _t_interval(x: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval | None:
+def _t_interval(x: Values) -> Interval | None:
     if len(x) < 2:
         return None
     if np.ptp(x) == 0:  # no spread: SciPy's is undefined
@@ -74,7 +76,7 @@ def _t_interval(x: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval |
     return float(interval.low), float(interval.high)
 
 
-def _bootstrap(x: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval | None:
+def _bootstrap(x: Values) -> Interval | None:
     if len(x) < 2:
         return None
     if np.ptp(x) == 0:

@@ -148,6 +148,7 @@ class Classifier(LightningModule):
     def _train_loss(self, output: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         head = unwrapped(self.model.head)
         if isinstance(output, tuple):
+            assert isinstance(head, InterflowHead)
             return head.loss(output, target, self.label_smoothing)
         loss = None if isinstance(head, InterflowHead) else getattr(head, "loss", None)
         return F.cross_entropy(output, target, label_smoothing=self.label_smoothing) if loss is None else loss(output, target)

@@ -25,6 +25,10 @@ constexpr const char* kSchemas[] = {
     "bool need_weight, bool need_bias, bool need_attention) "
     "-> (Tensor dpooled, Tensor dweight, Tensor dbias, Tensor dattention_weight, Tensor dattention_bias)",
 
+    // features as above, in any floating dtypes, fp64 only together: the first half of interflow_head.
+    // -> pooled [B, D] in fp32 (fp64 for fp64 features), bit for bit interflow_head's.
+    "interflow_pool(Tensor[] features, int[2] pool_size) -> Tensor",
+
     // u [B, C, H, W]; shift [C] in u's dtype or fp32. max_pool: whether m is wanted; need_mask: whether backward will be.
     // -> m [B, C, H/2, W/2] in u's dtype, channels_last where u's channels have stride 1, or [0]; p [B, C] in fp32 (fp64 for
     // fp64 u); mask [bytes] uint8, see stage_tap/contract.h, or [0].

@@ -13,6 +13,8 @@ import torch
 
 MINIMUM_TORCH = (2, 10)
 _HEAD = "interflow_kernels::interflow_head"
+_NEWEST = "interflow_kernels::interflow_pool"
+"""The operator that came last: a library without it was built of older sources, although its version may be this one's."""
 _AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REBUILD = f"reinstall with: {_AGAIN}"
 
@@ -98,7 +100,10 @@ def _load_cpu() -> str | None:
             return f"no compiled kernels for {platform.system()}: they are built on Linux (x86-64, aarch64) only"
         return f"the compiled library _cpu is missing from {_whose()}; {_REBUILD}"
     try:
-        return _loaded(path, "cpu")
+        error = _loaded(path, "cpu")
+        if error is None and not torch._C._jit_get_schemas_for_operator(_NEWEST):
+            return f"the compiled library _cpu of {_whose()} was built of older sources, without {_NEWEST}; {_REBUILD}"
+        return error
     except (OSError, AttributeError) as error:  # AttributeError: of other sources, brought along or left over
         return f"the compiled library does not load into torch {torch.__version__} ({error}); {_REBUILD}"
 

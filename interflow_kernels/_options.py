@@ -127,12 +127,12 @@ def weight_size(in_channels: tuple[int, ...], num_classes: int, pool_size: tuple
         raise ValueError(f"in_channels, pool_size and num_classes must give a weight of fewer than 2^60 numbers, got {num_classes} x {columns}")
 
 
-def loss_weight(value: Any) -> float:
+def loss_weight(value: Any, name: str = "weight") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"weight must be a finite number of at least 0, got {shown(value)}")
+        raise TypeError(f"{name} must be a finite number of at least 0, got {shown(value)}")
     number = float(value)
     if not 0 <= number < float("inf"):
-        raise ValueError(f"weight must be a finite number of at least 0, got {number}")
+        raise ValueError(f"{name} must be a finite number of at least 0, got {number}")
     return number
 
 

@@ -262,23 +262,35 @@ def folded(weight: Any, bias: Any, width: int) -> None:
     parameter(bias, "bias", (weight.shape[0],), weight, "")
 
 
+def logits(y: Any, target: Any, num_classes: int) -> None:
+    """y [B, K], floating; target [B] of class numbers, or of probabilities [B, K]."""
+    floating(y, "output")
+    if y.dim() != 2 or y.shape[1] != num_classes:
+        raise ValueError(f"output must be y [B, K] with K = {num_classes}, or y and Z [B, n, K] as forward_branches gives them, got shape {tuple(y.shape)}")
+    _target(target, y.shape[0], num_classes, y, "output")
+
+
 def scores(branches: Any, target: Any, num_stages: int, num_classes: int) -> None:
     """branches Z [B, n, K] of these n and K, floating; target [B] of class numbers, or of probabilities [B, K]."""
     floating(branches, "branches")
     if branches.dim() != 3 or branches.shape[1] != num_stages or branches.shape[2] != num_classes:
         expected = f"[B, n, K] with n = {num_stages} and K = {num_classes}, as forward gives them while training"
         raise ValueError(f"branches must be {expected}, got shape {tuple(branches.shape)}")
+    _target(target, branches.shape[0], num_classes, branches, "branches")
+
+
+def _target(target: Any, batch: int, classes: int, beside: Tensor, name: str) -> None:
+    """target [B] of class numbers, or of probabilities [B, K], on the device of `beside`, which is called `name`."""
     if not isinstance(target, Tensor):
         not_a_tensor(target, "target")
     dense(target, "target")
-    batch, _, classes = branches.shape
     numbered = target.shape == (batch,) and target.dtype in (torch.int64, torch.uint8)
     if not numbered and not (target.shape == (batch, classes) and target.is_floating_point()):
         raise ValueError(
             f"target must be [{batch}] of class numbers in int64, or [{batch}, {classes}] of probabilities, got shape {tuple(target.shape)} of {target.dtype}"
         )
-    if target.device != branches.device:
-        raise ValueError(f"target must be on the device of branches, {branches.device}, got {target.device}")
+    if target.device != beside.device:
+        raise ValueError(f"target must be on the device of {name}, {beside.device}, got {target.device}")
 
 
 def hard_weights(values: Any, num_stages: int) -> tuple[float, ...]:

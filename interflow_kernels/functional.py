@@ -37,6 +37,14 @@ def run_head(
     return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, route)
 
 
+def run_pool(features: list[Tensor], pool_size: tuple[int, int]) -> Tensor:
+    """The head's first half on checked features -> p [B, D] in fp32, fp64 for fp64 features. Where all are pooled already it is a concatenation."""
+    route = _tracing.route()
+    if route == _tracing.PLAIN or not _serves(features[0]) or all(x.dim() == 2 for x in features):
+        return reference.interflow_pool(features, pool_size)
+    return ops.interflow_pool(features, pool_size, route)
+
+
 def interflow_head(
     features: Sequence[Tensor] | Mapping[str, Tensor],
     weight: Tensor,

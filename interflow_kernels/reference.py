@@ -7,6 +7,7 @@ The head:
     y   = attention(Z)                                    [B, K]       logits
 
 B batch, n stages, C_i, H_i, W_i of stage i, (Sh, Sw) pooled size, D_i = C_i * Sh * Sw, D = sum D_i, K classes.
+A head with a norm takes p from `interflow_pool`, normalises it, and gives the stages' columns to `interflow_head`.
 The end of a stage, on the last convolution's output u [B, C, H, W] and its bias shift [C]:
 
     v = relu(u + shift),  m = max_pool2d(v, 2, 2) [B, C, H/2, W/2],  p = mean of v over H, W [B, C]
@@ -45,6 +46,12 @@ def pooled_stage(x: Tensor, pool_size: tuple[int, int]) -> Tensor:
     if x.dim() == 2 or x.shape[1] == 0:  # PyTorch's pooling of no channel has no gradient
         return x.flatten(1)
     return F.adaptive_avg_pool2d(x, pool_size).flatten(1)
+
+
+def interflow_pool(features: Sequence[Tensor], pool_size: tuple[int, int] = (1, 1)) -> Tensor:
+    """p [B, D]: the pooled features of all stages side by side, in fp32 (fp64 for fp64 features)."""
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    return torch.cat([pooled_stage(x, pool_size).to(dtype) for x in features], 1)
 
 
 def branch_scores(features: Sequence[Tensor], weight: Tensor, bias: Tensor | None, pool_size: tuple[int, int]) -> Tensor:

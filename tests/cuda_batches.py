@@ -32,6 +32,7 @@ BATCHES = (
     Batch("interflow_head_forward_kernel<__", PLAIN_128, 6, 3, "and one block, 16 classes"),
     Batch("interflow_head_forward_kernel<float>", PLAIN_128, 12, 2, "two blocks of pooled and fp32 weights, 8 classes, with branches and without"),
     Batch("interflow_head_forward_kernel<float>", PLAIN_128, 8, 3, "and one block, 16 classes"),
+    Batch("interflow_pool_kernel", STREAM, 16, 11, "a unit's steps, as the head's own"),
     Batch("interflow_head_scores_kernel", PLAIN_128, 10, 3, "two blocks of pooled and weights of each dtype"),
     Batch("interflow_head_products_kernel", STREAM_64, 8, 4, "dp and dW . W: 16-bit weights of 64 classes, half of them at a time"),
     Batch("interflow_head_products_kernel", STREAM_128, 8, 3, "dp and dW . W: fp32 weights; dW: pooled values of 8 images"),

@@ -15,6 +15,7 @@ PROMISES = (
     # pooled, weights, y: the tail multiplies on tensor cores; two blocks of 256 threads a multiprocessor
     Promise("interflow_head_forward_kernel<float>", 128, loads=True),
     Promise("interflow_head_forward_kernel", 128, loads=True, tensor_cores=True),
+    Promise("interflow_pool_kernel", 128, loads=True),
     Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_products_kernel", 128, loads=True),
     Promise("interflow_head_epilogue_kernel", 64),

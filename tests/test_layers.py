@@ -33,6 +33,7 @@ LAYERS = (
     ("interflow_vision.models", "interflow_vision.data"),
     ("interflow_vision.reports",),
     ("interflow_vision.training",),
+    ("interflow_vision.compare",),
     ("interflow_vision.__init__",),
     ("interflow_vision.cli",),
     ("interflow_vision.__main__",),
@@ -41,7 +42,7 @@ LAYERS = (
     ("networks", "pages", "gpu_model"),
     ("bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
-    ("profile_networks", "triton_host_time"),
+    ("branch_cost", "profile_networks", "triton_host_time"),
 )
 # Folders whose modules are searched, each with the name its modules have in front.
 TREES = ((ROOT / "interflow_kernels", "interflow_kernels"), (ROOT / "python/interflow_vision", "interflow_vision"), (ROOT / "bench", ""))

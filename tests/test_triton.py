@@ -25,7 +25,7 @@ def python(code, **environment):
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("stem", "tests"), [("head", 50), ("accuracy", 50), ("tap", 50), ("end", 40), ("tiles", 20)])
+@pytest.mark.parametrize(("stem", "tests"), [("head", 50), ("accuracy", 50), ("tap", 50), ("end", 40), ("tiles", 20), ("pool", 20)])
 def test_kernels_under_the_interpreter(stem, tests):
     arguments = ["-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", str(HERE / f"triton_kernels/test_triton_{stem}.py")]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})

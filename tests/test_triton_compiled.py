@@ -18,6 +18,7 @@ from interflow_kernels.triton.interflow_head.backward import interflow_head_back
 from interflow_kernels.triton.interflow_head.forward import interflow_head
 from interflow_kernels.triton.stage_end.backward import stage_end_backward
 from interflow_kernels.triton.stage_end.forward import stage_end
+from interflow_kernels.triton.interflow_head.pool import interflow_pool
 from interflow_kernels.triton.stage_tap.backward import stage_tap_backward
 from interflow_kernels.triton.stage_tap.forward import stage_tap
 
@@ -66,6 +67,7 @@ CEILINGS = {
     "end_planes_backward": 128,
     "sum_rows": 64,
     "head_pool": 144,
+    "head_pool_whole": 144,
     "head_tail": 192,
     "head_scores": 192,
     "head_gradients": 255,
@@ -134,6 +136,15 @@ def test_head_of_bf16_maps(target):
     if target in ALL:
         assert (check(launches["head_gradients"], target).matrix > 0) == (target in MATRIX_UNITS)
         check(launches["head_attention"], target)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_pool_of_bf16_maps(target):
+    for layout in ("channels_last", "contiguous"):
+        with recorded(target) as launches:
+            interflow_pool(vgg16_maps(2, torch.bfloat16, layout), [1, 1])
+        assert [launch.kernel.__name__ for launch in launches] == ["head_pool_whole"]
+        check(launches[0], target)
 
 
 @pytest.mark.parametrize("target", ALL)

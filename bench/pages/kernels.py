@@ -21,7 +21,7 @@ plain PyTorch."""
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),
     (TAP, re.compile(r"_(Tap|End)(Backward)?$|interflow_kernels::stage_(tap|end)")),
-    (HEAD, re.compile(r"_Head(Backward)?$|interflow_kernels::interflow_head")),
+    (HEAD, re.compile(r"_Head(Backward)?$|_Pool$|interflow_kernels::interflow_(head|pool)")),
 )
 """Everything in these operators and ranges is theirs."""
 
@@ -46,7 +46,7 @@ COMPILED = (
 # On a CPU "## Call CompiledFxGraph NAME ##" is the range of a compiled graph, whose own time is that of what was fused.
 KERNELS = (
     (TAP, re.compile(r"\binterflow::.*\b(tap|end)_|^((tap|end)_(pixels|planes)|sum_rows)")),
-    (HEAD, re.compile(r"\binterflow_head_|^head_(pool|tail|scores|gradients|attention|gate)")),
+    (HEAD, re.compile(r"\binterflow_(head|pool)_|^head_(pool|tail|scores|gradients|attention|gate)")),
     (NORM, re.compile(r"batch_norm|\bbn_(fw|bw)_")),
     (CONVOLUTION, re.compile(r"fprop|dgrad|wgrad|implicit_(gemm|convolve)|cudnn|winograd|nchwToNhwc|nhwcToNchw|nhwcAddPadding")),
     (LOSS, re.compile(r"softmax|nll_loss", re.IGNORECASE)),

@@ -6,6 +6,7 @@
 namespace interflow {
 
 constexpr const char* kHead = "interflow_head";
+constexpr const char* kPool = "interflow_pool";
 
 inline Attention attention_of(const std::string& name) {
   if (name == "hard") return Attention::Hard;
@@ -39,31 +40,31 @@ inline void check_parameters(const Tensor& weight, const OptionalTensor& bias, i
 }
 
 // Feature i as a stage, its column not yet known.
-inline Stage stage_of(const Tensor& x, int64_t i, int64_t bins_h, int64_t bins_w) {
+inline Stage stage_of(const Tensor& x, int64_t i, int64_t bins_h, int64_t bins_w, const char* op = kHead) {
   std::string name = "features[" + std::to_string(i) + "]";
   int64_t rank = x.dim();
-  INTERFLOW_CHECK(rank == 4 || rank == 2, kHead, ": ", name, " must be [B, C, H, W] or, already pooled, [B, D_i], got ", shape_text(x));
+  INTERFLOW_CHECK(rank == 4 || rank == 2, op, ": ", name, " must be [B, C, H, W] or, already pooled, [B, D_i], got ", shape_text(x));
   auto size = x.sizes();
   auto stride = x.strides();
-  Stage s{x.const_data_ptr(), dtype_of(x, kHead, name), size[1], 1, 1, stride[0], stride[1], 1, 1, 1, 1, 0};
+  Stage s{x.const_data_ptr(), dtype_of(x, op, name), size[1], 1, 1, stride[0], stride[1], 1, 1, 1, 1, 0};
   if (rank == 2) return s;
-  INTERFLOW_CHECK(size[2] > 0 && size[3] > 0, kHead, ": ", name, " must have H and W of at least 1, got ", shape_text(x));
+  INTERFLOW_CHECK(size[2] > 0 && size[3] > 0, op, ": ", name, " must have H and W of at least 1, got ", shape_text(x));
   s.height = size[2], s.width = size[3], s.stride_h = stride[2], s.stride_w = stride[3];
   s.bins_h = bins_h, s.bins_w = bins_w;
   return s;
 }
 
 // Adds the stage's pooled width to `width`, or raises where that would overflow.
-inline void add_width(const Stage& s, int64_t& width) {
+inline void add_width(const Stage& s, int64_t& width, const char* op = kHead) {
   int64_t bins, own;
-  INTERFLOW_CHECK(!__builtin_mul_overflow(s.bins_h, s.bins_w, &bins) && !__builtin_mul_overflow(s.channels, bins, &own) && !__builtin_add_overflow(width, own, &width), kHead,
+  INTERFLOW_CHECK(!__builtin_mul_overflow(s.bins_h, s.bins_w, &bins) && !__builtin_mul_overflow(s.channels, bins, &own) && !__builtin_add_overflow(width, own, &width), op,
                   ": pool_size must give fewer than 2^63 pooled values, got ", s.bins_h, " x ", s.bins_w, " for ", s.channels, " channels");
 }
 
 // Stages and pool_size of a call.
-inline void check_call(const std::vector<Tensor>& features, const std::vector<int64_t>& pool_size) {
-  INTERFLOW_CHECK(!features.empty() && features.size() <= kMaxStages, kHead, ": features must name 1 to ", kMaxStages, " stages, got ", features.size());
-  INTERFLOW_CHECK(pool_size.size() == 2 && pool_size[0] > 0 && pool_size[1] > 0, kHead, ": pool_size must be two numbers of at least 1, got ", shape_text(pool_size));
+inline void check_call(const std::vector<Tensor>& features, const std::vector<int64_t>& pool_size, const char* op = kHead) {
+  INTERFLOW_CHECK(!features.empty() && features.size() <= kMaxStages, op, ": features must name 1 to ", kMaxStages, " stages, got ", features.size());
+  INTERFLOW_CHECK(pool_size.size() == 2 && pool_size[0] > 0 && pool_size[1] > 0, op, ": pool_size must be two numbers of at least 1, got ", shape_text(pool_size));
 }
 
 // All of a backward call but the attention; returns the columns of the stages, [n + 1].

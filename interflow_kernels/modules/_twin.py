@@ -60,8 +60,7 @@ def recompute(module: nn.Module) -> None:
 @contextmanager
 def only_read(module: nn.Module) -> Iterator[None]:
     """Inside it, computed weights are up to date and read as in eval mode: no power iteration, no buffer changes. Leaves the module as it was."""
-    parametrizations = module._modules.get("parametrizations")
-    parts = [module, *(parametrizations.modules() if parametrizations is not None else ())]
+    parts = list(module.modules())  # a norm and parametrizations are submodules
     training = [part.training for part in parts]
     tensors = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}  # where hooks put what they compute
     try:

@@ -1,14 +1,18 @@
-"""The head as modules: InterflowHead (plain PyTorch, the definition), FusedInterflowHead (the same, fused), and it folded."""
+"""The head as modules: InterflowHead (plain PyTorch, the definition) and FusedInterflowHead (the same, fused)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _fx, _options, _tracing, _validate, functional, reference
+from ._norm import new_norm, normalised, scale_and_shift
 from ._twin import only_read, recompute, twin
+from .folded_head import FoldedInterflowHead
 
 # weight [K, D], bias [n, K], attention_weight, attention_bias
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -18,6 +22,7 @@ class InterflowHead(nn.Module):
     """n feature maps in, class scores out: pooled, one fully connected layer a stage, the n branches weighed by attention.
 
         p_i = flatten(adaptive_avg_pool2d(x_i, pool_size)),  z_i = p_i W_i^T + b_i,  y = attention(stack(z_i))
+        norm="batch":  z_i = p'_i W_i^T + b_i,  p'_i = gamma_i (p_i - mean) / std + beta_i
 
     | attention   | attention_weight (+ attention_bias)  | y[b,k]                                                    |
     |-------------|--------------------------------------|-----------------------------------------------------------|
@@ -40,6 +45,10 @@ class InterflowHead(nn.Module):
         bias: whether the branches have a bias b [n, K].
         attention_bias: whether the attention has a bias c ("gated" always has one, "hard" never).
         hard_weights: w for "hard"; default 1/n each.
+        norm: None, the source as written, or "batch": an nn.BatchNorm1d over the columns of p, `head.norm`, for branches whose means vary little
+            from image to image beside their size, as those of large maps do. Training takes the batch's statistics, of at least 2 images,
+            evaluation the running ones; nn.SyncBatchNorm.convert_sync_batchnorm converts it.
+        branch_loss: weight of each branch's own loss in `loss`; 0: the loss of y alone.
 
     Shapes: feature i is [B, C_i, H_i, W_i], or [B, D_i] already pooled, D_i = C_i * Sh * Sw; logits are [B, K]. Features come
     in a list, a tuple or a mapping, whose values are taken in its order.
@@ -53,6 +62,7 @@ class InterflowHead(nn.Module):
     bias: Tensor | None  # [n, K]
     attention_weight: Tensor
     attention_bias: Tensor | None
+    norm: nn.Module | None
 
     def __init__(
         self,
@@ -65,6 +75,8 @@ class InterflowHead(nn.Module):
         bias: bool = True,
         attention_bias: bool = False,
         hard_weights: Sequence[float] | Tensor | None = None,
+        norm: str | None = None,
+        branch_loss: float = 0.0,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,6 +94,7 @@ class InterflowHead(nn.Module):
         if attention != "hard" and hard_weights is not None:
             raise ValueError(f"hard_weights must be None for attention={attention!r}; they belong to attention='hard'")
         self.hard_weights = None if hard_weights is None else _validate.hard_weights(hard_weights, self.num_stages)
+        self.branch_loss = _options.loss_weight(branch_loss, "branch_loss")
         factory = _options.factory(device, dtype)
         _options.weight_size(self.in_channels, self.num_classes, self.pool_size)
 
@@ -97,6 +110,7 @@ class InterflowHead(nn.Module):
             self.attention_weight = nn.Parameter(torch.empty(shape, **factory))
         has_bias = attention_bias or attention == "gated"
         self.attention_bias = nn.Parameter(torch.empty(bias_shape or (), **factory)) if has_bias else None
+        self.norm = new_norm(norm, sum(self.widths), **factory)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -119,6 +133,8 @@ class InterflowHead(nn.Module):
             self.attention_weight.fill_(1 / n)
         if self.attention_bias is not None:
             self.attention_bias.zero_()
+        if isinstance(self.norm, _BatchNorm):
+            self.norm.reset_parameters()
 
     def branch_weight(self, i: int) -> Tensor:
         """W_i [K, D_i]: a view of `weight`."""
@@ -172,7 +188,30 @@ class InterflowHead(nn.Module):
 
     def _run(self, features: list[Tensor], need_branches: bool, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
         """The one method that FusedInterflowHead overrides: checked NCHW features -> y, and Z where it is needed."""
+        norm = self._modules.get("norm")
+        if norm is not None:
+            features = normalised(norm, reference.interflow_pool(features, self.pool_size), self.widths, parameters[0].dtype)
         return reference.interflow_head(features, *parameters, self.attention, self.pool_size)
+
+    def loss(self, output: Tensor | tuple[Tensor, Tensor], target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """CE(y) + branch_loss * sum_i CE(z_i), cross entropies in nats, means over the batch; scalar.
+
+        output: y [B, K] and Z [B, n, K] as `forward_branches` gives them; without a branch_loss y alone, as `forward` does, will do.
+        target: class numbers [B] or probabilities [B, K]. Raises ValueError or TypeError, one sentence, on what does not fit.
+        """
+        given = output if isinstance(output, (tuple, list)) else (output, None)
+        if len(given) != 2:
+            raise ValueError(f"output must be y [B, K], or y and Z [B, n, K] as forward_branches gives them, got {len(given)} values")
+        logits, branches = given
+        _validate.logits(logits, target, self.num_classes)
+        total = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        if self.branch_loss == 0:
+            return total
+        if branches is None:
+            raise ValueError(f"output must be y and Z, as forward_branches gives them, for branch_loss={self.branch_loss}, got y alone")
+        _validate.scores(branches, target, self.num_stages, self.num_classes)
+        each = F.cross_entropy(branches.flatten(0, 1), target.repeat_interleave(self.num_stages, 0), label_smoothing=label_smoothing)
+        return total + self.branch_loss * self.num_stages * each  # a mean over B n scores: n times it is the sum of the branches' losses
 
     def stage_weights(self, features: Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Tensor:
         """The effective weight of each branch: A [n, K] with y = sum_i A_i Z_i + const; for "gated" the softmax of the given features, [B, n, K].
@@ -192,25 +231,53 @@ class InterflowHead(nn.Module):
             return reference.gates(scores.to(weight.dtype), attention_weight, attention_bias)
 
     @torch.no_grad()
-    def fold(self) -> "FoldedInterflowHead":
+    def fold(self) -> FoldedInterflowHead:
         """The head for inference: W'_i[k,:] = A_ik W_i[k,:], b'_k = sum_i A_ik b_i[k] + c_k, so y = sum_i p_i W'_i^T + b'.
 
+        A norm goes into W_i and b_i first, with its running statistics (`without_norm`).
         Returns a new module; this one stays as it is. Parametrized, weight-normed and pruned parameters are folded as they are
-        in eval mode. Raises ValueError for "gated", which is not linear in Z.
+        in eval mode. Raises ValueError for "gated", which is not linear in Z, and for a norm without running statistics.
         """
         if self.attention == "gated":
             raise ValueError("attention='gated' cannot be folded: its weights depend on the input")
         n, k = self.num_stages, self.num_classes
         with only_read(self):
             own, own_bias, attention_weight, attention_bias = self._read()
+            weight, bias_of = self._without_norm(own, own_bias)
         a = reference.effective_weights(self.attention, attention_weight.double(), n, k)  # [n, K]
-        weight = torch.cat([a[i][:, None] * self._branch_weight(own, i).double() for i in range(n)], 1)
+        weight = torch.cat([a[i][:, None] * self._branch_weight(weight, i) for i in range(n)], 1)
         bias = torch.zeros(k, dtype=torch.float64, device=weight.device)
-        if own_bias is not None:
-            bias += (a * own_bias.double()).sum(0)
+        if bias_of is not None:
+            bias += (a * bias_of).sum(0)
         if attention_bias is not None:
             bias += attention_bias.double().sum() if self.attention == "nxn" else attention_bias.double()
         return FoldedInterflowHead(self.in_channels, weight.to(own.dtype), bias.to(own.dtype), self.pool_size, self.layout, fused=self._fused)
+
+    def _without_norm(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """weight [K, D] and bias [n, K] in fp64 with the norm folded in: W'_i = W_i s_i, b'_i = b_i + W_i t_i for norm(p) = s p + t."""
+        weight, bias = weight.double(), None if bias is None else bias.double()
+        if self.norm is None:
+            return weight, bias
+        scale, shift = scale_and_shift(self.norm)
+        moved = torch.stack([part.sum(1) for part in (weight * shift).split(self.widths, 1)])  # [n, K]
+        return weight * scale, moved if bias is None else bias + moved
+
+    @torch.no_grad()
+    def without_norm(self) -> "InterflowHead":
+        """A new head of this kind in eval mode whose norm is folded into weight and bias, with its running statistics; this one stays as it is.
+
+        The scores of eval mode stay the same, but for rounding; every attention can be folded so, "gated" too. Computed parameters become
+        plain ones. Raises ValueError for a norm without running statistics.
+        """
+        with only_read(self):
+            own, own_bias, attention_weight, attention_bias = self._read()
+            weight, bias = self._without_norm(own, own_bias)
+        kind = FusedInterflowHead if self._fused else InterflowHead
+        head = kind(**{**self._config(), "norm": None, "bias": bias is not None}, device=own.device, dtype=own.dtype)
+        for name, value in (("weight", weight), ("bias", bias), ("attention_weight", attention_weight), ("attention_bias", attention_bias)):
+            if value is not None:
+                getattr(head, name).copy_(value)
+        return head.eval()
 
     _fused = False
 
@@ -227,6 +294,8 @@ class InterflowHead(nn.Module):
             "bias": bias is not None,
             "attention_bias": attention_bias is not None,
             "hard_weights": self.hard_weights,
+            "norm": None if self.norm is None else "batch",
+            "branch_loss": self.branch_loss,
         }
 
     __prepare_scriptable__ = _tracing.no_script
@@ -237,6 +306,8 @@ class InterflowHead(nn.Module):
             parts.append(f"pool_size={self.pool_size}")
         if "NHWC" in self.layout:
             parts.append(f"layout={self.layout}")
+        if self.branch_loss:
+            parts.append(f"branch_loss={self.branch_loss}")
         with torch.no_grad(), only_read(self):
             parameters = self._read()
         for name, tensor in zip(("weight", "bias", "attention_weight", "attention_bias"), parameters, strict=True):
@@ -263,6 +334,9 @@ class FusedInterflowHead(InterflowHead):
     _fused = True
 
     def _run(self, features: list[Tensor], need_branches: bool, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
+        norm = self._modules.get("norm")
+        if norm is not None:  # the pooling half gives p, the whole operator takes p' as pooled features: no map is read twice
+            features = normalised(norm, functional.run_pool(features, self.pool_size), self.widths, parameters[0].dtype)
         return functional.run_head(features, *parameters, self.attention, self.pool_size, need_branches)
 
     @classmethod
@@ -281,55 +355,3 @@ class FusedInterflowHead(InterflowHead):
         Parametrizations, weight_norm, spectral_norm and pruning go along; other hooks stay with this module.
         """
         return twin(self, InterflowHead)
-
-
-class FoldedInterflowHead(nn.Module):
-    """An InterflowHead folded for inference: y = sum_i p_i W'_i^T + b'. Its weights are buffers; features are differentiated.
-
-    Args:
-        in_channels: C_i of each stage.
-        weight: W' [K, D].
-        bias: b' [K].
-        pool_size, layout: as InterflowHead.
-        fused: whether the fused kernel runs.
-
-    Shapes and errors: as InterflowHead.
-    """
-
-    weight: Tensor  # [K, D]
-    bias: Tensor  # [K]
-
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        weight: Tensor,
-        bias: Tensor,
-        pool_size: int | tuple[int, int] = 1,
-        layout: str | Sequence[str] = "NCHW",
-        *,
-        fused: bool = True,
-    ) -> None:
-        super().__init__()
-        self.in_channels = _options.positive_ints(in_channels, "in_channels")
-        self.pool_size = _options.pair(pool_size, "pool_size")
-        self.layout = _options.layouts(layout, len(self.in_channels))
-        _options.stage_count(len(self.in_channels), "in_channels")
-        self.fused = _options.flag(fused, "fused")
-        _validate.folded(weight, bias, sum(self.in_channels) * self.pool_size[0] * self.pool_size[1])
-        self.register_buffer("weight", weight.detach())
-        self.register_buffer("bias", bias.detach())
-
-    def forward(self, features: Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
-        """n features -> logits y [B, K]."""
-        try:
-            checked = _validate.features(features, self.weight, len(self.in_channels), self.pool_size, self.layout, self.in_channels)
-        except TypeError:
-            return _fx.leaf(self, features)
-        if self.fused:
-            return functional.run_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size, False)[0]
-        return reference.interflow_head(checked, self.weight, None, None, self.bias, "folded", self.pool_size)[0]
-
-    __prepare_scriptable__ = _tracing.no_script
-
-    def extra_repr(self) -> str:
-        return f"in_channels={self.in_channels}, weight={list(self.weight.shape)}, bias={list(self.bias.shape)}, fused={self.fused}"

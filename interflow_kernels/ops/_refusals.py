@@ -45,6 +45,14 @@ def one_device(operator: str, *arguments: Any) -> None:
             raise RuntimeError(f"{operator}: {name} must be on the device of {first[0]}, {first[1]}, got {value.device}")
 
 
-for _operator in ("interflow_head", "interflow_head_backward", "stage_tap", "stage_tap_backward", "stage_end", "stage_end_backward"):
+for _operator in (
+    "interflow_head",
+    "interflow_head_backward",
+    "interflow_pool",
+    "stage_tap",
+    "stage_tap_backward",
+    "stage_end",
+    "stage_end_backward",
+):
     for _key in filter(torch._C._parse_dispatch_key, _KEYS):  # as far as this torch has them
         library.impl(f"{NAMESPACE}::{_operator}", _refusal(_operator), _key)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._tap_format import is_channels_last
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._pooling import feature_gradients, pooled_width, remember_features
 from ._refusals import one_device
 from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
@@ -30,15 +30,11 @@ _NO_FORWARD_MODE = f"interflow_head: forward-mode differentiation (jvp, jacfwd, 
 
 
 # --- fakes: the shapes, strides and dtypes that the kernels really return ---------------------------------------------
-def _pooled_width(x: Tensor, pool_size: Sequence[int]) -> Any:
-    return x.shape[1] * pool_size[0] * pool_size[1] if x.dim() == 4 else x.shape[1]
-
-
 @torch.library.register_fake(f"{NAMESPACE}::interflow_head", lib=library)
 def _(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, dtype):  # type: ignore[no-untyped-def]
     one_device("interflow_head", features, weight, bias, attention_weight, attention_bias)
     batch, classes = features[0].shape[0], weight.shape[0]
-    width = sum(_pooled_width(x, pool_size) for x in features)
+    width = sum(pooled_width(x, pool_size) for x in features)
     dtype = weight.dtype if dtype is None else dtype
     return (
         weight.new_empty((batch, classes), dtype=dtype),
@@ -65,36 +61,12 @@ def _(dy, dbranches, pooled, weight, bias, attention_weight, attention_bias, att
     )
 
 
-# --- from pooled gradients to the features' -----------------------------------------------------------------------------
-def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool, pool_size: Sequence[int]) -> Tensor:
-    """dp [B, D_i] -> the gradient of a feature [B, C, H, W] or [B, D_i]. With one bin it is expanded, stride 0 over H and W."""
-    if len(shape) == 2:
-        return dp.to(dtype)
-    batch, channels, height, width = shape
-    if channels == 0:  # PyTorch's backward refuses it
-        return dp.new_empty(tuple(shape), dtype=dtype)
-    if pool_size[0] == 1 and pool_size[1] == 1:
-        return (dp / (height * width)).to(dtype)[:, :, None, None].expand(batch, channels, height, width)
-    # Overlapping windows: PyTorch's own backward, which reads nothing but the shape of its second argument.
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    like = torch.empty(tuple(shape), dtype=dp.dtype, device=dp.device, memory_format=memory_format)
-    bins = dp.reshape(batch, channels, pool_size[0], pool_size[1])
-    return torch.ops.aten._adaptive_avg_pool2d_backward(bins, like).to(dtype)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and is_channels_last(x)
-
-
 # --- what both routes do -------------------------------------------------------------------------------------------------
 def _remember(ctx: Any, attention: str, pool_size: Sequence[int], features: Sequence[Tensor], pooled: Tensor, parameters: Sequence[Tensor | None]) -> None:
     """Saves pooled [B, D] and the parameters; of the features, only what their gradients' shape and layout need."""
     ctx.set_materialize_grads(False)
-    ctx.attention, ctx.pool_size = attention, list(pool_size)
-    ctx.widths = [_pooled_width(x, pool_size) for x in features]
-    ctx.shapes = [x.shape for x in features]
-    ctx.dtypes = [x.dtype for x in features]
-    ctx.channels_last = [_is_channels_last(x) for x in features]
+    ctx.attention = attention
+    remember_features(ctx, pool_size, features)
     ctx.save_for_backward(pooled, *parameters)
 
 
@@ -123,18 +95,13 @@ def _gradients(ctx: Any, run: Callable[..., Any], dy: Tensor | None, dbranches: 
         ctx.need_bias,
         ctx.need_attention,
     )
-    features: list[Tensor | None] = [None] * len(ctx.shapes)
-    if ctx.feature_stages:
-        parts = dp.split(ctx.widths, 1)
-        for i in ctx.feature_stages:
-            features[i] = _feature_gradient(parts[i], ctx.shapes[i], ctx.dtypes[i], ctx.channels_last[i], ctx.pool_size)
     parameters = [
         dw if ctx.need_weight else None,
         db if ctx.need_bias and bias is not None else None,
         daw if ctx.need_attention and attention_weight is not None else None,
         dab if ctx.need_attention and attention_bias is not None else None,
     ]
-    return parameters, features
+    return parameters, feature_gradients(ctx, dp)
 
 
 # --- (a) the raw operator differentiates ---------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ SCHEMAS = (
     "Tensor? attention_weight, Tensor? attention_bias, str attention, int[] widths, int[] feature_stages, "
     "bool need_weight, bool need_bias, bool need_attention) "
     "-> (Tensor dpooled, Tensor dweight, Tensor dbias, Tensor dattention_weight, Tensor dattention_bias)",
+    "interflow_pool(Tensor[] features, int[2] pool_size) -> Tensor",
     "stage_tap(Tensor u, Tensor? shift, bool max_pool, bool need_mask) -> (Tensor m, Tensor p, Tensor mask)",
     "stage_tap_backward(Tensor? dm, Tensor? dp, Tensor mask, Tensor like, bool max_pool, bool channels_last, bool need_shift) -> (Tensor du, Tensor dshift)",
     "stage_end(Tensor u, Tensor? shift, Tensor? residual, str activation) -> (Tensor v, Tensor p)",
@@ -100,6 +101,10 @@ def interflow_head_backward(dy: Any, dbranches: Any, pooled: Any, *rest: Any) ->
     return _loaded("interflow_head.backward", pooled.device.type).interflow_head_backward(dy, dbranches, pooled, *rest)
 
 
+def interflow_pool(features: Any, *rest: Any) -> Any:
+    return _loaded("interflow_head.pool", features[0].device.type).interflow_pool(features, *rest)
+
+
 def stage_tap(u: Any, *rest: Any) -> Any:
     return _loaded("stage_tap.forward", u.device.type).stage_tap(u, *rest)
 
@@ -116,10 +121,11 @@ def stage_end_backward(dv: Any, dp: Any, v: Any, like: Any, *rest: Any) -> Any:
     return _loaded("stage_end.backward", like.device.type).stage_end_backward(dv, dp, v, like, *rest)
 
 
-# Each with the place of the argument that tells the device.
+# Each with the place of the argument that tells the device, itself or the first of its tensors.
 _OPERATORS: dict[Callable[..., Any], int] = {
     interflow_head: 1,
     interflow_head_backward: 2,
+    interflow_pool: 0,
     stage_tap: 0,
     stage_tap_backward: 2,
     stage_end: 0,
@@ -195,7 +201,8 @@ serve._dynamo_marked_constant = True  # type: ignore[attr-defined]  # done while
 
 def _by_device(operator: Callable[..., Any], place: int, compiled: Any) -> Callable[..., Any]:
     def kernel(keys: Any, *arguments: Any) -> Any:
-        if arguments[place].device in _without_code:
+        told = arguments[place]
+        if (told[0] if isinstance(told, (list, tuple)) else told).device in _without_code:
             return operator(*arguments)
         return compiled.call_boxed(keys, *arguments)
 

@@ -63,7 +63,7 @@ def maps_after(layers: nn.Sequential, x: Tensor, convolutions: list[int]) -> lis
 
 def test_names():
     assert list_models() == ["vgg16", "vgg16_bn"]
-    with pytest.raises(ValueError, match="name must be one of 'vgg16', 'vgg16_bn', got 'vgg99'"):
+    with pytest.raises(ValueError, match="name must be one of 'vgg16', 'vgg16_bn', or 'plainN' with N convolutions, got 'vgg99'"):
         create_model("vgg99")
     with pytest.raises(ValueError, match=r"head must be one of .*got 'middle'"):
         small(head="middle")

@@ -1,4 +1,4 @@
-// interflow_head on the CPU: check, plan the pooling, allocate, run (one parallel region to pool, one to multiply), return.
+// interflow_head and interflow_pool on the CPU: check, plan the pooling, allocate, run (one parallel region to pool, one to multiply), return.
 #include "interflow_head/cpu/host.h"
 
 namespace interflow {
@@ -43,17 +43,17 @@ struct Sizes {
   int64_t partial = 0, arrivals = 0, bytes = 0;
 };
 
-Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t bins_h, int64_t bins_w) {
+Sizes plan_pooling(PoolPlan& plan, const std::vector<Tensor>& features, int64_t bins_h, int64_t bins_w, const char* op = kHead) {
   Sizes sizes;
   plan.count = int(features.size());
   plan.batch = features[0].dim() > 0 ? features[0].size(0) : 0;
   plan.width = plan.units = 0;
   for (int i = 0; i < plan.count; ++i) {
-    Stage s = stage_of(features[i], i, bins_h, bins_w);
-    INTERFLOW_CHECK(features[i].size(0) == plan.batch, kHead, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
-    INTERFLOW_CHECK(features[i].is_cpu(), kHead, ": features[", i, "] must be on the CPU, as features[0] is");
+    Stage s = stage_of(features[i], i, bins_h, bins_w, op);
+    INTERFLOW_CHECK(features[i].size(0) == plan.batch, op, ": features[", i, "] must have the batch of features[0], ", plan.batch, ", got ", shape_text(features[i]));
+    INTERFLOW_CHECK(features[i].is_cpu(), op, ": features[", i, "] must be on the CPU, as features[0] is");
     s.column = plan.width;
-    add_width(s, plan.width);
+    add_width(s, plan.width, op);
     StagePlan& stage = plan.stages[i] = plan_stage(s, element_size(s.dtype));
     stage.first_unit = plan.units;
     plan.units += stage.parts * plan.batch;
@@ -78,7 +78,18 @@ void run_pooling(const PoolPlan& plan, int64_t bytes) {
   });
 }
 
-// --- the operator ----------------------------------------------------------------------------------------------------
+// Pools what is planned into `pooled` [B, D].
+template <class Acc>
+void pool_into(Tensor& pooled, PoolPlan& plan, const Sizes& sizes) {
+  std::unique_ptr<Acc[]> partial(sizes.partial ? new Acc[size_t(sizes.partial)] : nullptr);
+  std::unique_ptr<std::atomic<int>[]> arrivals(sizes.arrivals ? new std::atomic<int>[size_t(sizes.arrivals)]() : nullptr);
+  plan.pooled = pooled.mutable_data_ptr();
+  plan.partial = partial.get();
+  plan.arrivals = arrivals.get();
+  run_pooling(plan, sizes.bytes);
+}
+
+// --- the operators ---------------------------------------------------------------------------------------------------
 template <class Acc>
 std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
                                        const OptionalTensor& attention_bias, Attention mode, int64_t bins_h, int64_t bins_w, bool need_branches, ScalarType out_type) {
@@ -103,15 +114,10 @@ std::tuple<Tensor, Tensor, Tensor> run(const std::vector<Tensor>& features, cons
   Tensor y = new_tensor(weight, {batch, classes}, out_type);
   Tensor branches = need_branches ? new_tensor(weight, {batch, n, classes}, out_type) : new_tensor(weight, {0}, out_type);
   if (batch == 0) return {y, branches, pooled};
-  std::unique_ptr<Acc[]> partial(sizes.partial ? new Acc[size_t(sizes.partial)] : nullptr);
-  std::unique_ptr<std::atomic<int>[]> arrivals(sizes.arrivals ? new std::atomic<int>[size_t(sizes.arrivals)]() : nullptr);
   std::unique_ptr<Acc[]> scores(attention.gated() ? new Acc[size_t(batch * n * classes)] : nullptr);
 
   // Pool
-  plan.pooled = pooled.mutable_data_ptr();
-  plan.partial = partial.get();
-  plan.arrivals = arrivals.get();
-  run_pooling(plan, sizes.bytes);
+  pool_into<Acc>(pooled, plan, sizes);
 
   // Multiply and aggregate
   Columns columns[kMaxStages];
@@ -140,7 +146,26 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   });
 }
 
+// The first half alone.
+Tensor interflow_pool(const std::vector<Tensor>& features, const std::vector<int64_t>& pool_size) {
+  check_call(features, pool_size, kPool);
+  bool wide = dtype_of(features[0], kPool, "features[0]") == DType::F64;
+  PoolPlan plan;
+  Sizes sizes = plan_pooling(plan, features, pool_size[0], pool_size[1], kPool);
+  for (int i = 0; i < plan.count; ++i)
+    INTERFLOW_CHECK((plan.stages[i].map.dtype == DType::F64) == wide, kPool, ": features must all be fp64 or none, got features[", i, "] in ",
+                    torch::headeronly::toString(features[i].scalar_type()), " beside ", torch::headeronly::toString(features[0].scalar_type()));
+  return within_memory(kPool, [&] {
+    Tensor pooled = new_tensor(features[0], {plan.batch, plan.width}, wide ? ScalarType::Double : ScalarType::Float);
+    if (plan.batch > 0) wide ? pool_into<double>(pooled, plan, sizes) : pool_into<float>(pooled, plan, sizes);
+    return pooled;
+  });
+}
+
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head)); }
+INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) {
+  m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head));
+  m.impl("interflow_pool", TORCH_BOX(&interflow::interflow_pool));
+}

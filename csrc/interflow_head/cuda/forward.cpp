@@ -20,20 +20,10 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   // Check
   check_call(features, pool_size);
   Attention mode = attention_of(attention);
-  int64_t n = int64_t(features.size()), batch = features[0].dim() > 0 ? features[0].size(0) : 0, width = 0, bytes = 0;
   HeadForward P{};
   std::vector<int64_t> begin{0};
-  for (int64_t i = 0; i < n; ++i) {
-    const Tensor& x = features[size_t(i)];
-    Stage& s = P.maps[i] = stage_of(x, i, pool_size[0], pool_size[1]);
-    INTERFLOW_CHECK(s.dtype != DType::F64, kHead, kNoDoubles, ", got features[", i, "] in fp64");
-    INTERFLOW_CHECK(x.size(0) == batch, kHead, ": features[", i, "] must have the batch of features[0], ", batch, ", got ", shape_text(x));
-    INTERFLOW_CHECK(on_device(x) && x.get_device_index() == weight.get_device_index(), kHead, ": features[", i, "] must be on the device of weight");
-    s.column = width;
-    add_width(s, width);
-    begin.push_back(width);
-    bytes += batch * s.channels * s.height * s.width * element_size(s.dtype);
-  }
+  int64_t bytes = head_maps(P.maps, features, pool_size, weight, "weight", begin, kHead);
+  int64_t n = int64_t(features.size()), batch = features[0].size(0), width = begin.back();
   check_parameters(weight, bias, n, width);
   check_attention(mode, attention_weight, attention_bias, n, weight.size(0));
   ScalarType out_type = dtype.value_or(weight.scalar_type());
@@ -54,13 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> interflow_head(const std::vector<Tensor>& fea
   P.branches = need_branches ? writable(branches) : nullptr;
   INTERFLOW_CHECK(schedule_head(P.schedule, P.maps, int(n), batch, classes, classes * width * element_size(P.tail.weight_dtype), wide_classes(P.by_branch())), kHead,
                   ": features must be smaller: a map of 2^30 pixels, a group of 2^31 planes or a batch of 2^31 tickets is beyond the kernel, got batch ", batch);
-  for (int i = 0; i < n; ++i) {
-    P.partial_begin[i] = P.partial_group;
-    const StageSchedule& s = P.schedule.stages[i];
-    P.partial_group += int64_t(s.meetings(P.schedule.group_images)) * s.parts * s.width();
-    P.partial_group = ceil_div(P.partial_group, 4) * 4;
-  }
-  Tensor partial = new_tensor(weight, {P.partial_group * P.schedule.groups}, ScalarType::Float);
+  Tensor partial = new_tensor(weight, {place_parts(P)}, ScalarType::Float);
 
   // Params
   for (int i = 0; i < n; ++i) P.maps[i].data = readable(features[size_t(i)]);

@@ -18,6 +18,35 @@ inline Parameter parameter_of(const OptionalTensor& t, const Tensor& like, const
   return {readable(held.back()), dtype};
 }
 
+// Features as the maps of a launch, checked; `like`, called `where`, says on which device. Appends each stage's end to `begin`; the bytes of all maps.
+inline int64_t head_maps(Stage* maps, const std::vector<Tensor>& features, const std::vector<int64_t>& pool_size, const Tensor& like, const char* where, std::vector<int64_t>& begin,
+                         const char* op) {
+  int64_t batch = features[0].dim() > 0 ? features[0].size(0) : 0, width = 0, bytes = 0;
+  for (int64_t i = 0; i < int64_t(features.size()); ++i) {
+    const Tensor& x = features[size_t(i)];
+    Stage& s = maps[i] = stage_of(x, i, pool_size[0], pool_size[1], op);
+    INTERFLOW_CHECK(s.dtype != DType::F64, op, kNoDoubles, ", got features[", i, "] in fp64");
+    INTERFLOW_CHECK(x.size(0) == batch, op, ": features[", i, "] must have the batch of features[0], ", batch, ", got ", shape_text(x));
+    INTERFLOW_CHECK(on_device(x) && x.get_device_index() == like.get_device_index(), op, ": features[", i, "] must be on the device of ", where);
+    s.column = width;
+    add_width(s, width, op);
+    begin.push_back(width);
+    bytes += batch * s.channels * s.height * s.width * element_size(s.dtype);
+  }
+  return bytes;
+}
+
+// Where each stage's parts lie in P.partial; its floats.
+inline int64_t place_parts(HeadForward& P) {
+  for (int i = 0; i < P.schedule.count; ++i) {
+    P.partial_begin[i] = P.partial_group;
+    const StageSchedule& s = P.schedule.stages[i];
+    P.partial_group += int64_t(s.meetings(P.schedule.group_images)) * s.parts * s.width();
+    P.partial_group = ceil_div(P.partial_group, 4) * 4;
+  }
+  return P.partial_group * P.schedule.groups;
+}
+
 // Shapes, weight and attention of both directions. `begin` [n + 1]: columns of the stages; pooled contiguous.
 inline HeadTail head_tail(int64_t batch, const std::vector<int64_t>& begin, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& attention_weight,
                           const OptionalTensor& attention_bias, Attention mode, const char* op, std::vector<Tensor>& held) {

@@ -15,7 +15,7 @@ struct Parameter {
   DType dtype;
 };
 
-// Everything of the head behind the pooled values.
+// Everything of the head behind the pooled values. interflow_pool has no more of it than count, batch and width.
 struct HeadTail {
   int count;                          // n
   int64_t batch, width, classes;      // B, D, K
@@ -91,6 +91,7 @@ INTERFLOW_HOST_DEVICE inline int64_t epilogue_shares(const HeadTail& t) {
 }
 
 cudaError_t launch_head_forward(const HeadForward& params, cudaStream_t stream);
+cudaError_t launch_head_pool(const HeadForward& params, cudaStream_t stream);  // of a schedule without classes
 cudaError_t launch_head_scores(const HeadBackward& params, cudaStream_t stream);
 cudaError_t launch_head_products(const HeadBackward& params, cudaStream_t stream);
 cudaError_t launch_head_epilogue(const HeadBackward& params, cudaStream_t stream);

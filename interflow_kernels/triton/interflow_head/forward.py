@@ -12,54 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import tiles
-from ..common.checks import Description, check_dtype, contiguous, described, description, fail
+from ..common.checks import Description, contiguous, described, description
 from ..common.launch import Launcher, elsewhere
 from ..common.memory import Allocation, Memory, fill_is_on
 from ..common.products import PARTS, products_on
 from . import forward_kernels as kernels
 from .parameters import MAX_STAGES, MODES, check_parameters, dtype_name
-
-
-class _Pooling(NamedTuple):
-    """How the features are pooled: tables with an entry for each stage, constants of the kernels."""
-
-    stages: tuple[int, ...]  # STAGE_FIELDS numbers each
-    first: tuple[int, ...]  # units of an image before each stage, and of all
-    columns: tuple[int, ...]  # of pooled, before each stage, and of all
-    parts: tuple[int, ...]
-    pixels: tuple[int, ...]
-    partial_columns: tuple[int, ...]
-    partial_d: int
-    run: tuple[int, int]  # warps, stages
-
-
-def _pooling(features: Sequence[Description], bins: tuple[int, int]) -> _Pooling:
-    stages: list[int] = []
-    first, columns, parts, pixels, partial_columns = [0], [0], [], [], []
-    partial_d = 0
-    runs = []
-    for x in features:
-        channels, (height, width) = x.shape[1], x.shape[2:] or (1, 1)
-        sb, sc, sh, sw = x.strides if len(x.shape) == 4 else (*x.strides, 1, 1)
-        several = len(x.shape) == 4 and bins != (1, 1)
-        count = bins[0] * bins[1] if len(x.shape) == 4 else 1
-        if width == 1 and height > 1:  # one row
-            height, width, sh, sw = (1, height, 1, sh) if not several else (height, width, sh, sw)
-        window = (height // bins[0] + 2) * (width // bins[1] + 2) if several else None
-        part, run = tiles.head_pool(
-            channels, height, width, x.dtype.itemsize, sc == 1 and channels > 1, None if window is None else min(window, height * width)
-        )
-        wide = 2 * ((channels + 1024) * sc + (height + 1) * sh + (width + 4096) * sw) >= 2**31
-        stages += [channels, height, width, sb, sc, sh, sw, *part, columns[-1], partial_d, int(wide), *(bins if several else (1, 1))]
-        first.append(first[-1] + -(-channels // part[3]) * (count if several else part[0]))
-        columns.append(columns[-1] + channels * count)
-        parts.append(part[0])
-        runs.append(run)
-        pixels.append(height * width)
-        partial_columns.append(partial_d)
-        partial_d += part[0] * channels if part[0] > 1 else 0
-    run = max(warps for warps, _ in runs), max(ahead for _, ahead in runs)  # of one launch for all
-    return _Pooling(tuple(stages), tuple(first), tuple(columns), tuple(parts), tuple(pixels), tuple(partial_columns), partial_d, run)
+from .pool import check_features, pooling_of
 
 
 class _Plan(NamedTuple):
@@ -82,22 +41,8 @@ def _plan(
     features, parameters = [Description(*x) for x in features_fields], [description(t) for t in parameters_fields]
     n, weight = len(features), parameters[0]
     assert weight is not None
-    if not (1 <= n <= MAX_STAGES):
-        fail(f"{name}: features must name 1 to {MAX_STAGES} stages, got {n}")
-    if not (len(bins) == 2 and min(bins) > 0):
-        fail(f"{name}: pool_size must be two numbers of at least 1, got {list(bins)}")
-    batch = features[0].shape[0] if features[0].shape else 0
-    for i, x in enumerate(features):
-        if len(x.shape) not in (2, 4):
-            fail(f"{name}: features[{i}] must be [B, C, H, W] or, already pooled, [B, D_i], got {list(x.shape)}")
-        if not (len(x.shape) == 2 or min(x.shape[2:]) > 0):
-            fail(f"{name}: features[{i}] must have H and W of at least 1, got {list(x.shape)}")
-        if x.shape[0] != batch:
-            fail(f"{name}: features[{i}] must have the batch of features[0], {batch}, got {list(x.shape)}")
-        if x.device != weight.device:
-            fail(f"{name}: features[{i}] must be on the device of weight, {weight.device}, got {x.device}")
-        check_dtype(name, f"features[{i}]", x.dtype)
-    pooling = _pooling(features, (bins[0], bins[1]))
+    batch = check_features(name, features, bins, weight.device, "weight")
+    pooling = pooling_of(features, (bins[0], bins[1]))
     width = pooling.columns[-1]
     check_parameters(name, parameters, attention, n, width)
 

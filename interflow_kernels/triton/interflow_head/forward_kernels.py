@@ -15,12 +15,12 @@ import triton.language as tl
 from ..common.math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
 from .linear_kernels import GATED, linear_offset, weighted
 
-STAGE_FIELDS: tl.constexpr = tl.constexpr(16)  # of a stage in STAGES, in the order of _pool's constants
+STAGE_FIELDS: tl.constexpr = tl.constexpr(16)  # of a stage in STAGES, in the order of pool_unit's constants
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------------
 @triton.jit
-def _pool(
+def pool_unit(
     x,  # [B, C, H, W] in any strides
     pooled,  # [B, D] fp32
     partial,  # [B, PARTIAL_D] fp32, or None
@@ -114,7 +114,7 @@ def head_pool(
     unit = pid % FIRST[N]
     for i in tl.static_range(N):
         if (unit >= FIRST[i]) & (unit < FIRST[i + 1]):
-            _pool(
+            pool_unit(
                 xs[i],
                 pooled,
                 partial,

@@ -106,18 +106,28 @@ def _fused(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
 
 
 def folded_head(head: nn.Module) -> tuple[nn.Module, list[str]]:
-    """An Interflow head with its attention folded into the weight where it is linear, any other as it is; and in words why one stays that could be."""
+    """An Interflow head with its norm, and its attention where it is linear, folded into the weight, any other as it is; and in words why one stays.
+
+    A head that can be folded and stays, and a norm that stays in another head, are named.
+    """
     inside = unwrapped(head)
-    linear = [module for module in head.modules() if isinstance(module, InterflowHead) and module.attention != "gated"]
-    if not linear:
-        return head, []
-    if linear[0] is not inside or type_before_parametrizations(inside) not in _HEADS:
+    foldable = [module for module in head.modules() if isinstance(module, InterflowHead) and (module.attention != "gated" or module.norm is not None)]
+    if not foldable:
+        return head, [f"head.{name} ({type(module).__name__})" for name, module in head.named_modules() if isinstance(module, _NORMS)]
+    if foldable[0] is not inside or type_before_parametrizations(inside) not in _HEADS:
         return head, [f"head ({type(head).__name__})"]
     if altered(inside, COMPUTING):
         return head, [f"head ({type(inside).__name__} with hooks)"]
     if not all(plain_tensor(tensor) for tensor in [*inside.parameters(), *inside.buffers()]):
         return head, [f"head ({type(inside).__name__} with parameters that are not plain tensors)"]
-    return linear[0].fold(), []
+    norm = foldable[0].norm
+    if norm is not None:
+        why = "with hooks" if altered(norm) else None
+        if not isinstance(norm, (nn.BatchNorm1d, nn.SyncBatchNorm)) or norm.running_mean is None or norm.running_var is None:
+            why = "no batch norm with running statistics"
+        if why is not None:
+            return head, [f"head.norm ({type(norm).__name__}, {why})"]
+    return foldable[0].without_norm() if foldable[0].attention == "gated" else foldable[0].fold(), []
 
 
 def say_what_stays(step: str, stays: Iterable[str]) -> None:

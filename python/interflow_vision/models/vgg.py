@@ -44,6 +44,7 @@ class VGG(nn.Module):
         in_channels: channels of the image.
         pool5: whether head="last" keeps the last max-pool.
         auxiliary_weight: of each auxiliary loss, for head="auxiliary".
+        norm, branch_loss: as InterflowHead; norm for head="concat" and "last" too.
 
     Shapes: image [B, in_channels, H, W] -> logits [B, K]; "auxiliary" gives [B, n, K] while training. H and W must be at
     least `min_size`, 16 pixels, 32 with pool5. Source: Simonyan and Zisserman, arXiv 1409.1556; Z. Cai, arXiv 2106.14073.
@@ -68,6 +69,8 @@ class VGG(nn.Module):
         attention_bias: bool = False,
         hard_weights: Sequence[float] | None = None,
         auxiliary_weight: float = 0.3,
+        norm: str | None = None,
+        branch_loss: float = 0.0,
     ) -> None:
         super().__init__()
         convolutions = sum(map(len, widths))
@@ -92,6 +95,8 @@ class VGG(nn.Module):
             "attention_bias": attention_bias,
             "hard_weights": hard_weights,
             "auxiliary_weight": auxiliary_weight,
+            "norm": norm,
+            "branch_loss": branch_loss,
         }
         self.head = self._new_head()
         for module in self.features.modules():
@@ -287,6 +292,34 @@ def vgg16(*, pretrained: bool = False, **options: Any) -> VGG:
 def vgg16_bn(*, pretrained: bool = False, **options: Any) -> VGG:
     """VGG-16 with batch norm. `options`: those of VGG. `pretrained`: torchvision's ImageNet convolutions and norms."""
     return _built(VGG(batch_norm=True, **options), pretrained)
+
+
+def plain(convolutions: int, *, pretrained: bool = False, **options: Any) -> VGG:
+    """A network of `convolutions` 3x3 convolutions without norms, in VGG-16's five blocks: 2 : 2 : 3 : 3 : 3 of them, the largest remainders rounded up.
+
+    `options`: those of VGG; stages default to the blocks' ends, as VGG-16's do. For asking what depth alone does. Raises ValueError for fewer than
+    5 convolutions, and for pretrained=True, of which there are no weights.
+    """
+    blocks = _in_proportion(convolutions, [len(block) for block in WIDTHS])
+    if pretrained:
+        raise ValueError(f"pretrained must be False for plain{convolutions}, for which there are no weights")
+    widths = [(block[0],) * count for block, count in zip(WIDTHS, blocks, strict=True)]
+    if options.get("stages") is None and options.get("head") != "last":
+        options["stages"] = (blocks[0] + blocks[1], *blocks[2:])
+    return VGG(widths, batch_norm=False, **options)
+
+
+def _in_proportion(total: int, shares: Sequence[int]) -> list[int]:
+    """`total` as whole numbers in the proportion of `shares`, each at least 1; what rounding down leaves goes to the largest remainders."""
+    if total < len(shares):
+        raise ValueError(f"a plain network must have at least {len(shares)} convolutions, one for each block, got {total}")
+    exact = [total * share / sum(shares) for share in shares]
+    parts = [max(1, int(value)) for value in exact]
+    order = sorted(range(len(parts)), key=lambda i: int(exact[i]) - exact[i])
+    for i in order[: total - sum(parts)]:
+        parts[i] += 1
+    parts[-1] -= sum(parts) - total  # where a block of less than one convolution was rounded up
+    return parts
 
 
 def _built(model: VGG, with_weights: bool) -> VGG:

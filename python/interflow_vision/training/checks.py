@@ -16,7 +16,9 @@ TRAINING_METRICS = ("train/loss", "train/accuracy", "train/images_per_second")
 """What Classifier logs at the end of a training epoch, beside what a validation logs."""
 
 
-def require_in_range(*, lr: float, momentum: float, weight_decay: float, label_smoothing: float, auxiliary_weight: float, width: float, warmup: float) -> None:
+def require_in_range(
+    *, lr: float, momentum: float, weight_decay: float, label_smoothing: float, auxiliary_weight: float, branch_loss: float, width: float, warmup: float
+) -> None:
     """ValueError for a number that no training can use."""
     for name, value, fits, range_ in (
         ("lr", lr, lr > 0, "above 0"),
@@ -24,6 +26,7 @@ def require_in_range(*, lr: float, momentum: float, weight_decay: float, label_s
         ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
         ("auxiliary_weight", auxiliary_weight, auxiliary_weight >= 0, "at least 0"),
+        ("branch_loss", branch_loss, branch_loss >= 0, "at least 0"),
         ("width", width, width > 0, "above 0"),
         ("warmup", warmup, 0 < warmup < 1, "between 0 and 1"),
     ):

@@ -33,7 +33,7 @@ class Classifier(LightningModule):
     left out (skip_nonfinite), train/skipped_batches says how many were. A loss that is not finite ends every run (finite.py).
 
     Args:
-        name: the model, "vgg16" or "vgg16_bn".
+        name: the model, "vgg16", "vgg16_bn", or "plainN" for N convolutions without norms.
         num_classes: K.
         head: "fused" and "eager" are the Interflow head; "auxiliary", "concat" and "last" (plain VGG) are for comparison.
         stage: "fused" or "eager": what ends blocks and stages, see stages.py.
@@ -46,6 +46,8 @@ class Classifier(LightningModule):
         attention_bias: whether the attention has a bias.
         hard_weights: the branches' weights for attention="hard".
         auxiliary_weight: of each auxiliary loss, for head="auxiliary".
+        norm: "batch" normalises what the branches see, see InterflowHead; for head="concat" and "last" too.
+        branch_loss: weight of each branch's own loss beside the Interflow head's.
         pretrained: whether training starts from torchvision's ImageNet convolutions.
         lr: highest learning rate.
         momentum: of SGD.
@@ -70,6 +72,8 @@ class Classifier(LightningModule):
         attention_bias: bool = False,
         hard_weights: list[float] | None = None,
         auxiliary_weight: float = 0.3,
+        norm: Literal["batch"] | None = None,
+        branch_loss: float = 0.0,
         pretrained: bool = False,
         lr: float = 0.1,
         momentum: float = 0.9,
@@ -85,6 +89,7 @@ class Classifier(LightningModule):
             weight_decay=weight_decay,
             label_smoothing=label_smoothing,
             auxiliary_weight=auxiliary_weight,
+            branch_loss=branch_loss,
             width=width,
             warmup=warmup,
         )
@@ -103,6 +108,8 @@ class Classifier(LightningModule):
             attention_bias=attention_bias,
             hard_weights=hard_weights,
             auxiliary_weight=auxiliary_weight,
+            norm=norm,
+            branch_loss=branch_loss,
         )
         self.pretrained = pretrained
         self.lr = lr
@@ -133,8 +140,17 @@ class Classifier(LightningModule):
         if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
             self.model.load_pretrained()
 
-    def _train_loss(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = getattr(unwrapped(self.model.head), "loss", None)
+    def _train_output(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What the loss takes: logits [B, K]; of an auxiliary head Z [B, n, K]; of a head with a branch_loss logits and Z."""
+        head = unwrapped(self.model.head)
+        return self.model.forward_branches(x) if isinstance(head, InterflowHead) and head.branch_loss > 0 else self.model(x)
+
+    def _train_loss(self, output: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        head = unwrapped(self.model.head)
+        if isinstance(output, tuple):
+            assert isinstance(head, InterflowHead)
+            return head.loss(output, target, self.label_smoothing)
+        loss = None if isinstance(head, InterflowHead) else getattr(head, "loss", None)
         return F.cross_entropy(output, target, label_smoothing=self.label_smoothing) if loss is None else loss(output, target)
 
     def on_train_epoch_start(self) -> None:
@@ -143,7 +159,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         x, target = batch
         self._guard.before_step(self)
-        output = self.model(x)  # [B, K], auxiliary: [B, n, K]
+        output = self._train_output(x)
         loss = self._train_loss(output, target)
         leaves_out = self._guard.leaves_out(self, x, loss, batch_idx)
         if self._guard.limit:
@@ -151,7 +167,7 @@ class Classifier(LightningModule):
             self.log("train/skipped_batches", left_out, on_step=False, on_epoch=True, reduce_fx="max", batch_size=1, sync_dist=True)
         if leaves_out:
             return None  # on all processes: neither backward nor step
-        logits = output if output.dim() == 2 else output[:, -1]
+        logits = output[0] if isinstance(output, tuple) else output if output.dim() == 2 else output[:, -1]
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(target), "sync_dist": True}
         self.log("train/loss", loss, **options)
         self.log("train/accuracy", _accuracy(logits, target), prog_bar=True, **options)

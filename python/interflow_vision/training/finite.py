@@ -11,6 +11,10 @@ from torch import Tensor
 from ..processes import EveryProcessError, gathered
 
 
+class NotFiniteError(EveryProcessError):
+    """A training whose losses or weights have stopped being finite."""
+
+
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first floating-point tensor that has an infinite or undefined value, or None."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()]
@@ -21,13 +25,11 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def require_finite_weights(module: LightningModule) -> None:
-    """EveryProcessError where a process has a weight that is not finite: such a model is not saved."""
+    """NotFiniteError where a process has a weight that is not finite: such a model is not saved."""
     broken = first_not_finite(dict(chain(module.named_parameters(), module.named_buffers())))
     found = next((name for name in gathered(broken) if name is not None), None)
     if found is not None:
-        raise EveryProcessError(
-            f"{found} is not finite after step {module.global_step}: no checkpoint of it is written, the one before stays; lower --model.lr"
-        )
+        raise NotFiniteError(f"{found} is not finite after step {module.global_step}: no checkpoint of it is written, the one before stays; lower --model.lr")
 
 
 class LossGuard:
@@ -111,7 +113,7 @@ class LossGuard:
         )
         found = next(story for story in gathered(mine) if story is not None)
         way_out = "lower --model.lr" if self.limit else "lower --model.lr, or leave such batches out with --model.skip_nonfinite 3"
-        raise EveryProcessError(f"{what} is {found}; {way_out}")
+        raise NotFiniteError(f"{what} is {found}; {way_out}")
 
 
 @torch.no_grad()
@@ -162,4 +164,4 @@ class EvaluationGuard:
         branches = [i for i, batch in enumerate(first[1:], 1) if batch <= first[0]]
         where = f", branch {branches[0]} of {len(first) - 1} is the first with scores that are not finite" if branches else ""
         when = "before training" if module.trainer.sanity_checking else f"after step {module.global_step} (epoch {module.current_epoch})"
-        raise EveryProcessError(f"the {part} loss {when} is not finite in batch {int(first[0])}{where}; no checkpoint is written of it: lower --model.lr")
+        raise NotFiniteError(f"the {part} loss {when} is not finite in batch {int(first[0])}{where}; no checkpoint is written of it: lower --model.lr")

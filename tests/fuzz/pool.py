@@ -44,7 +44,8 @@ def draw_raw_interflow_pool(r: Random) -> Call:
         features = a["features"]
         if not all(isinstance(x, Tensor) and x.dim() in (2, 4) for x in features) or len({x.shape[0] for x in features}) != 1:
             raise ValueError("the definition does not take this")
-        pool = (int(a["pool_size"][0]), int(a["pool_size"][1]))
+        size = a["pool_size"]
+        pool = (int(size[0]), int(size[1])) if hasattr(size, "__len__") else (int(size), int(size))  # the dispatcher makes two of one number
         accumulation = torch.float64 if features[0].dtype == torch.float64 else torch.float32
         values, sizes = (_exact(features, pool, used.get("pooled"), each) for each in (False, True))
         return Expected(values, sizes, {}, accumulation)

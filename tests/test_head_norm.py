@@ -301,8 +301,10 @@ def test_another_norm(norm):
 
 
 # --- wiring ---------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("backend", "attention"), [*(("aot_eager", a) for a in ATTENTIONS), ("inductor", "nxn")])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("backend", "attention", "layout"),
+    [("aot_eager", "nxn", "channels_last"), ("aot_eager", "gated", "contiguous"), pytest.param("inductor", "nxn", "contiguous", marks=pytest.mark.slow)],
+)
 def test_compile_fullgraph(backend, attention, layout):
     torch._dynamo.reset()
     head = normed(attention).train()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ends, modules, targets
+from . import ends, modules, pool, targets
 from .oracle import Call, complaint, difference
 from .values import Random
 
@@ -21,6 +21,7 @@ TARGETS: dict[str, Callable[[Random], Call]] = {
     "stage_tap": targets.draw_stage_tap,
     "raw_interflow_head": targets.draw_raw_interflow_head,
     "raw_interflow_head_backward": targets.draw_raw_interflow_head_backward,
+    "raw_interflow_pool": pool.draw_raw_interflow_pool,
     "raw_stage_tap": targets.draw_raw_stage_tap,
     "raw_stage_tap_backward": targets.draw_raw_stage_tap_backward,
     "stage_end": ends.draw_stage_end,

@@ -38,7 +38,7 @@ class Call:
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
 _SENTENCE = re.compile(
-    r" must (be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1"
+    r" must (be|all be|have|name|give|add up|both)\b| no memory for | cannot be folded|are tokens .* pool_size must be 1"
     r"|double backward is not implemented|was asked for but cannot run on"
 )
 _DISPATCHER = (

@@ -1,0 +1,142 @@
+"""Ends of a backbone's stages that compute the mean with the map: found by a dry run, put in, and kept only if the network stays the same.
+
+A stage's end is replaced where its map is exactly what a ReLU gives. Where the module around that ReLU adds two maps and
+puts the sum into it, as residual blocks do, that module's own forward is traced (its submodules are not), and the addition
+goes into the same pass. In a graph that torch.fx made of a whole backbone the same is done at the node of the map. Then the
+dry run is repeated: every map must be what it was, each mean that of its map, and state_dict the same; else all is undone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from interflow_kernels.modules.plain import altered, is_plain
+
+from . import graph_ends, probing
+from .exchange import Exchange
+from .mean_relu import MeanReLU
+from .network import InterflowNetwork
+from .readers import Reader
+
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass
+class _Seen:
+    """What a dry run has seen: the outputs of each module, by its name, and the maps of the stages."""
+
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    maps: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class _Change:
+    """A replaced submodule: `parent`'s child `name`, what stood there, and in words what stands there now."""
+
+    parent: nn.Module
+    name: str
+    before: nn.Module
+    said: str
+
+    def undo(self) -> None:
+        self.parent._modules[self.name] = self.before
+
+
+def install(network: InterflowNetwork) -> None:
+    """Replaces what can be replaced in the network's backbone, in place, and writes it into network.replaced."""
+    backbone, reader, exchange = network.backbone, network._reader, network._exchange
+    size = network.default_cfg["input_size"]
+    like = next(backbone.parameters(), None)
+    keys = list(backbone.state_dict())
+    seen = _look(backbone, reader, size)
+    changes: dict[int, Any] = {}
+    if isinstance(backbone, fx.GraphModule):
+        changes = graph_ends.replace_in_backbone(backbone, [stage.name for stage in network.stages], exchange)
+    else:
+        for i, m in enumerate(seen.maps):
+            change = _replace(backbone, seen, i, m, exchange)
+            if change is not None:
+                changes[i] = change
+    if not changes:
+        return
+    network.fused_stages = frozenset(changes)
+    meta = like is not None and like.device.type == "meta"
+    if list(backbone.state_dict()) != keys or not (meta or _same(network, seen.maps, size)):
+        for change in changes.values():
+            change.undo()
+        network.fused_stages = frozenset()
+        return
+    network.replaced = {network.stages[i].name: change.said for i, change in changes.items()}
+
+
+def _look(backbone: nn.Module, reader: Reader, size: Sequence[int]) -> _Seen:
+    seen = _Seen()
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: seen.outputs.setdefault(name, []).append(output))
+        for name, module in backbone.named_modules()
+        if name
+    ]
+    try:
+        with probing.undisturbed(backbone):
+            seen.maps = reader.maps(backbone, probing.image(backbone, size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _same(network: InterflowNetwork, maps: Sequence[Tensor], size: Sequence[int]) -> bool:
+    """Whether the dry run gives the same maps to rounding, and with each that was replaced its mean."""
+    with probing.undisturbed(network.backbone):
+        found, parcel = network._maps(probing.image(network.backbone, size))
+        for i, (new, old) in enumerate(zip(found, maps, strict=True)):
+            if not _close(new, old):
+                return False
+            if i in network.fused_stages:
+                offered = parcel.get(("mean", i))
+                if offered is None or offered.map is not new or not offered.untouched() or not _close(offered.mean, old.double().mean((2, 3))):
+                    return False
+    return True
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    tolerance = _TOLERANCE.get(b.dtype if b.dtype in _TOLERANCE and a.dtype == b.dtype else a.dtype, 1e-5)
+    bound = tolerance * max(1e-6, float(b.abs().max())) if b.numel() else 0.0
+    return bool(((a.double() - b.double()).abs() <= bound).all())
+
+
+def _replace(backbone: nn.Module, seen: _Seen, stage: int, m: Tensor, exchange: Exchange) -> _Change | None:
+    """Replaces the end of one stage, or nothing."""
+    if m.dim() != 4:
+        return None
+    modules = dict(backbone.named_modules())
+    givers = [name for name, outputs in seen.outputs.items() if len(outputs) == 1 and outputs[0] is m]
+    for name in sorted(givers, key=lambda each: -each.count(".")):  # the innermost first
+        module = modules[name]
+        if is_plain(module, nn.ReLU):
+            continue
+        made = _block(module, exchange, stage)
+        if made is not None:
+            parent = backbone.get_submodule(name.rpartition(".")[0])
+            parent._modules[name.rpartition(".")[2]] = made
+            return _Change(parent, name.rpartition(".")[2], module, f"addition and ReLU of {name}")
+    for name in givers:
+        module = modules[name]
+        if is_plain(module, nn.ReLU):
+            parent = backbone.get_submodule(name.rpartition(".")[0])
+            assert isinstance(module, nn.ReLU)
+            parent._modules[name.rpartition(".")[2]] = MeanReLU(exchange, stage, module.inplace).train(module.training)
+            return _Change(parent, name.rpartition(".")[2], module, f"ReLU {name}")
+    return None
+
+
+def _block(module: nn.Module, exchange: Exchange, stage: int) -> nn.Module | None:
+    """A module that does what a residual block does, with its addition and ReLU in one pass; None where it is not exactly one."""
+    if altered(module) or type(module).__module__.startswith("torch.nn") or isinstance(module, fx.GraphModule):
+        return None
+    return graph_ends.block_with_mean(module, exchange, stage)

@@ -116,9 +116,7 @@ def _by_name(name: str, chosen: list[int] | list[str] | None, keep: bool, option
 Opened = tuple[nn.Module, Reader, list[Stage]]
 
 
-def _opened(
-    backbone: nn.Module, chosen: Any, named: bool, drop: bool, layout: Any, size: Sequence[int], exchange: Exchange
-) -> Opened:
+def _opened(backbone: nn.Module, chosen: Any, named: bool, drop: bool, layout: Any, size: Sequence[int], exchange: Exchange) -> Opened:
     """The module to run, how its maps are read, and what its stages are."""
     by_name = bool(chosen) and isinstance(chosen[0], str)
     if torchvision_backbones.family(backbone) is not None or (by_name and type(backbone).__module__.startswith("torchvision.")):
@@ -185,6 +183,8 @@ def _hooked(
 def _torchvision(backbone: nn.Module, chosen: Any, drop: bool, layout: Any, size: Sequence[int], exchange: Exchange) -> Opened:
     """A model of torchvision: as a graph that ends at its last stage where that can stand for it, else by hooks."""
     names = chosen if chosen and isinstance(chosen[0], str) else torchvision_backbones.stage_names(backbone, chosen, size)
+    if names is None:
+        raise ValueError(f"stages must name nodes or submodules of torchvision's {type(backbone).__name__}, whose stages are not built in, got {chosen!r}")
     graph = torchvision_backbones.extractor(backbone, names)
     if graph is None:
         return _hooked(backbone, torchvision_backbones.as_submodules(backbone, names), None, drop, layout, size, exchange)

@@ -1,5 +1,6 @@
 """The end of a stage in a graph of torch.fx: the ReLU whose output is the map, and the addition before it, as one call of MeanReLU."""
 
+import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def replace_in_backbone(backbone: fx.GraphModule, names: Sequence[str], exchange
     if len(attributes) != 2:
         return {}
     graphs: dict[str, fx.Graph] = {name: getattr(backbone, name) for name in attributes}
-    before = {name: _copied(graph) for name, graph in graphs.items()}
+    before = {name: copy.deepcopy(graph) for name, graph in graphs.items()}
 
     def restore() -> None:
         for name, graph in before.items():
@@ -190,11 +191,6 @@ def _target(stage: int) -> str:
 
 
 def _node(graph: fx.Graph, name: str) -> fx.Node:
-    output = next(node for node in graph.nodes if node.op == "output").args[0]
-    return output[name]  # type: ignore[index, call-overload, return-value]
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    import copy
-
-    return copy.deepcopy(graph)
+    output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+    node: fx.Node = output[name]
+    return node

@@ -1,18 +1,15 @@
 """The parameters of a network by depth: learning rates for each stage, what decays, and what is frozen."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-if TYPE_CHECKING:
-    from .network import InterflowNetwork
-
 _HEADS_OWN = ("head.bias", "head.attention_weight", "head.attention_bias")
 
 
-def depth_of(network: "InterflowNetwork") -> dict[str, int]:
+def depth_of(network: Any) -> dict[str, int]:
     """Parameter name -> 0 up to the end of the first stage, ..., n for the head. In the backbone's order, which is that of depth.
 
     A parameter belongs to the first stage whose module it lies in or before; one behind the last stage's end to the last.
@@ -39,9 +36,9 @@ def _last_below(stage: str, names: list[str]) -> int | None:
     return None
 
 
-def no_weight_decay(network: "InterflowNetwork") -> set[str]:
+def no_weight_decay(network: Any) -> set[str]:
     """The names, of parameters that exist."""
-    named = {name for name in _HEADS_OWN}
+    named = set(_HEADS_OWN)
     for path, module in network.backbone.named_modules():
         told = getattr(module, "no_weight_decay", None)
         if callable(told):
@@ -50,14 +47,14 @@ def no_weight_decay(network: "InterflowNetwork") -> set[str]:
     return named & {name for name, _ in network.named_parameters()}
 
 
-def matcher(network: "InterflowNetwork") -> Callable[[str], tuple[int]]:
+def matcher(network: Any) -> Callable[[str], tuple[int]]:
     """Parameter name -> (depth,)."""
     depth = depth_of(network)
     last = len(network.stages)
     return lambda name: (depth.get(name, last if name.startswith("head") else last - 1),)
 
 
-def parameter_groups(network: "InterflowNetwork", lr: float, *, backbone_lr: float | None, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: Any, lr: float, *, backbone_lr: float | None, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer: the head with `lr`; stage i of n with backbone_lr * layer_decay ** (n - 1 - i).
 
     backbone_lr: of the last stage, `lr` by default.  layer_decay: factor from a stage to the one before it.  weight_decay:
@@ -76,12 +73,13 @@ def parameter_groups(network: "InterflowNetwork", lr: float, *, backbone_lr: flo
         if (level, decays) not in groups:
             rate = lr if level == n else (lr if backbone_lr is None else backbone_lr) * layer_decay ** (n - 1 - level)
             label = "head" if level == n else f"stage {level + 1}"
-            groups[level, decays] = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0, "name": f"{label}{'' if decays else ', no decay'}"}
+            decay, label = (weight_decay, label) if decays else (0.0, f"{label}, no decay")
+            groups[level, decays] = {"params": [], "lr": rate, "weight_decay": decay, "name": label}
         groups[level, decays]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
-def freeze(network: "InterflowNetwork", stages: int | None) -> None:
+def freeze(network: Any, stages: int | None) -> None:
     """The first `stages` stages, None for the whole backbone; the others of the backbone are thawed."""
     n = len(network.stages)
     if stages is not None and (isinstance(stages, bool) or not isinstance(stages, int) or not 0 <= stages <= n):
@@ -94,7 +92,7 @@ def freeze(network: "InterflowNetwork", stages: int | None) -> None:
     network.train(network.training)
 
 
-def keep_norms_still(network: "InterflowNetwork") -> None:
+def keep_norms_still(network: Any) -> None:
     """Norms of frozen stages into eval mode, so that their statistics stay."""
     depth = depth_of(network)
     for path, module in network.backbone.named_modules():

@@ -39,7 +39,7 @@ class MeanReLU(nn.ReLU):
         super().__init__(inplace)  # only said: a new map is written, as autograd needs it anyway
         self.exchange, self.stage = exchange, stage
 
-    def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u, and what is added to it or None -> v."""
         if isinstance(u, fx.Proxy):
             return _traced(self, u, residual)

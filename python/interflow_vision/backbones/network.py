@@ -206,7 +206,7 @@ class InterflowNetwork(nn.Module):
     def train(self, mode: bool = True) -> "InterflowNetwork":
         """As nn.Module.train; norms of frozen stages stay in eval mode."""
         super().train(mode)
-        if mode and getattr(self, "_frozen", 0):
+        if mode and self.__dict__.get("_frozen"):
             grouping.keep_norms_still(self)
         return self
 
@@ -232,10 +232,13 @@ class InterflowNetwork(nn.Module):
         """Channels of the image."""
         return int(self.default_cfg["input_size"][0])
 
+    min_size = 1
+    """Pixels a side that an image needs; a backbone that needs more refuses by itself."""
+
     @property
-    def min_size(self) -> int:
-        """Pixels a side that an image needs: where the backbone takes one size only, that one, else 1 (the backbone itself refuses what is too small)."""
-        return int(self.default_cfg["input_size"][-1]) if self.default_cfg.get("fixed_input_size") else 1
+    def fixed_size(self) -> int | None:
+        """The only number of pixels a side that the backbone takes, as a ViT does; None where it takes any."""
+        return int(self.default_cfg["input_size"][-1]) if self.default_cfg.get("fixed_input_size") else None
 
     def extra_repr(self) -> str:
         parts = [f"stages=[{', '.join(stage.name for stage in self.stages)}]"]

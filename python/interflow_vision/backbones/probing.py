@@ -29,12 +29,12 @@ def image_size(backbone: nn.Module, given: Any = None) -> tuple[int, int, int]:
     if isinstance(given, int) and not isinstance(given, bool):
         return _channels(backbone), given, given
     if given is not None:
-        size = tuple(given) if isinstance(given, (list, tuple)) else ()
-        if len(size) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in size):
+        asked = tuple(given) if isinstance(given, (list, tuple)) else ()
+        if len(asked) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in asked):
             raise ValueError(f"input_size must be pixels of a side or (C, H, W), whole numbers of at least 1, got {given!r}")
-        return size
+        return asked
     size = default_cfg(backbone).get("input_size")
-    side = size[1:] if isinstance(size, (list, tuple)) and len(size) == 3 else (DEFAULT_SIDE, DEFAULT_SIDE)
+    side: Sequence[int] = size[1:] if isinstance(size, (list, tuple)) and len(size) == 3 else (DEFAULT_SIDE, DEFAULT_SIDE)
     embed = getattr(getattr(backbone, "model", backbone), "patch_embed", None)
     built = getattr(embed, "img_size", None)  # timm's transformers keep the size that they were built for
     if isinstance(built, (list, tuple)) and len(built) == 2:
@@ -95,9 +95,7 @@ def run(reader: Reader, backbone: nn.Module, size: Sequence[int]) -> list[Tensor
 
 def _cannot_run(size: Sequence[int], error: Exception) -> ValueError:
     cause = one_line(error)
-    return ValueError(
-        f"backbone cannot run on an image of shape {[1, *size]} ({cause[:200]}); give input_size=(C, H, W) of the images that it takes"
-    )
+    return ValueError(f"backbone cannot run on an image of shape {[1, *size]} ({cause[:200]}); give input_size=(C, H, W) of the images that it takes")
 
 
 def described(

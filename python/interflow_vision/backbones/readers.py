@@ -6,6 +6,7 @@ A reader is no module, so a backbone's parameters keep their names below `backbo
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .exchange import Exchange
@@ -104,17 +105,16 @@ class Intermediates(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Image [B, C, H, W] -> maps."""
         options: dict[str, Any] = {"indices": self.indices, "output_fmt": self.output_fmt, "intermediates_only": True}
+        model: Any = self.model
         if not self.keep:
-            return list(self.model.forward_intermediates(x, **options))
-        pairs = self.model.forward_intermediates(x, return_prefix_tokens=True, **options)
+            return list(model.forward_intermediates(x, **options))
+        pairs = model.forward_intermediates(x, return_prefix_tokens=True, **options)
         return [_joined(pair) for pair in pairs]
 
 
 def _joined(pair: Any) -> Tensor:
     """Class tokens in front of the others again, where there are any."""
-    from torch import cat
-
     if isinstance(pair, Tensor):
         return pair
     tokens, prefix = pair
-    return tokens if prefix is None else cat([prefix, tokens], 1)
+    return tokens if prefix is None else torch.cat([prefix, tokens], 1)

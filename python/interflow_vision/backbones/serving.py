@@ -1,6 +1,6 @@
 """What makes an attached network ready to serve: norms behind plain convolutions folded into them, the head folded, frozen."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,10 @@ from interflow_kernels.modules.plain import is_plain, plain_tensor
 from ..models import inference
 from . import probing
 
-if TYPE_CHECKING:
-    from .network import InterflowNetwork
-
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def for_inference(network: "InterflowNetwork", dtype: torch.dtype | None, channels_last: bool) -> "InterflowNetwork":
+def for_inference(network: Any, dtype: torch.dtype | None, channels_last: bool) -> Any:
     """A new network; see InterflowNetwork.for_inference. A norm is folded where the dry run shows that only it reads the convolution's output."""
     ready = inference.copied(network).eval()
     fold_norms(ready)
@@ -28,7 +25,7 @@ def for_inference(network: "InterflowNetwork", dtype: torch.dtype | None, channe
 
 
 @torch.no_grad()
-def fold_norms(network: "InterflowNetwork") -> list[str]:
+def fold_norms(network: Any) -> list[str]:
     """Puts batch norms into the plain convolutions before them, in place; returns the names of those norms.
 
     A pair is a convolution and a norm that run once and where the norm takes the very tensor that the convolution gives. All pairs are
@@ -43,10 +40,10 @@ def fold_norms(network: "InterflowNetwork") -> list[str]:
     kept: list[tuple[nn.Module, str, nn.Module]] = []
     for conv_name, norm_name in pairs:
         conv, norm = backbone.get_submodule(conv_name), backbone.get_submodule(norm_name)
-        for name, made in ((conv_name, fuse_conv_bn_eval(conv, norm)), (norm_name, nn.Identity().eval())):  # type: ignore[type-var]
+        for name, made in ((conv_name, fuse_conv_bn_eval(conv, norm)), (norm_name, nn.Identity().eval())):
             parent, _, child = name.rpartition(".")
             holder = backbone.get_submodule(parent)
-            kept.append((holder, child, holder._modules[child]))  # type: ignore[arg-type]
+            kept.append((holder, child, holder._modules[child]))
             holder._modules[child] = made
     after = _maps(network, size)
     if all(_near(a, b) for a, b in zip(after, before, strict=True)):
@@ -56,7 +53,7 @@ def fold_norms(network: "InterflowNetwork") -> list[str]:
     return []
 
 
-def _pairs(network: "InterflowNetwork", size: Any) -> list[tuple[str, str]]:
+def _pairs(network: Any, size: Any) -> list[tuple[str, str]]:
     """(convolution, norm) by their names in the backbone."""
     given: dict[int, str] = {}
     alive: list[Tensor] = []  # so that no address is used twice
@@ -93,7 +90,7 @@ def _norm_folds(module: nn.Module) -> bool:
     return type(module) in _NORMS and is_plain(module, type(module)) and module.running_mean is not None and plain_tensor(module.running_mean)
 
 
-def _maps(network: "InterflowNetwork", size: Any) -> list[Tensor]:
+def _maps(network: Any, size: Any) -> list[Tensor]:
     with probing.undisturbed(network.backbone):
         return [m.clone() for m in network.forward_maps(probing.image(network.backbone, size))]
 

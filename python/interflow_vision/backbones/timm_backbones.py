@@ -41,31 +41,31 @@ def build(name: str, stages: list[int] | None, keep: bool, options: Mapping[str,
     return with_tokens(net, stages, keep)
 
 
-def with_tokens(net: nn.Module, stages: list[int] | None, keep: bool) -> nn.Module:
+def with_tokens(net: Any, stages: list[int] | None, keep: bool) -> nn.Module:
     """timm's FeatureGetterNet of a transformer without the copies that make maps of its tokens; any other extractor as it is."""
     model = getattr(net, "model", None)
     if type(net).__name__ != "FeatureGetterNet" or not isinstance(model, nn.Module):
         return net
-    count = len(net.feature_info.info)  # type: ignore[union-attr, arg-type]
+    count = len(net.feature_info.info)
     taken = default_places(count) if stages is None else places(stages, count)
     layout = "NLC" if _gives_tokens(model) else "NCHW"
-    made = Intermediates(model, taken, layout, keep and layout == "NLC" and _prefix_option(model))
-    made.feature_info = net.feature_info.from_other(taken)  # type: ignore[union-attr, operator, assignment]
-    made.default_cfg = made.pretrained_cfg = getattr(net, "default_cfg", {})  # type: ignore[assignment]
+    made: Any = Intermediates(model, taken, layout, keep and layout == "NLC" and _prefix_option(model))
+    made.feature_info = net.feature_info.from_other(taken)
+    made.default_cfg = getattr(net, "default_cfg", {})
     return made
 
 
-def _gives_tokens(model: nn.Module) -> bool:
+def _gives_tokens(model: Any) -> bool:
     """Whether forward_intermediates takes output_fmt="NLC"; its first statement refuses what it does not take."""
     try:
-        source = inspect.getsource(type(model).forward_intermediates)  # type: ignore[arg-type]
+        source = inspect.getsource(type(model).forward_intermediates)
     except (OSError, TypeError, AttributeError):
         return False
     return "'NLC'" in source
 
 
-def _prefix_option(model: nn.Module) -> bool:
-    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters  # type: ignore[arg-type]
+def _prefix_option(model: Any) -> bool:
+    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
 
 
 def class_tokens(backbone: nn.Module) -> int:

@@ -23,8 +23,8 @@ __all__: list[str] = []  # timm writes the names of registered models into it
 def register_timm_models(*names: str) -> list[str]:
     """Registers timm's models `names` (default: NAMES) with Interflow, each as "interflow_" + its name; returns those names.
 
-    It is done for NAMES when this package is imported after timm, and when attach first loads timm. timm.create_model then takes the
-    arguments of attach, and `pretrained=True` is the backbone's. ValueError for a name that timm does not have.
+    It is done for NAMES when interflow_vision is imported after timm; importing interflow_vision alone loads no timm. timm.create_model
+    then takes the arguments of attach, and `pretrained=True` is the backbone's. ValueError for a name that timm does not have.
     """
     package = timm()
     made = []

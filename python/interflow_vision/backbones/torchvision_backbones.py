@@ -68,7 +68,7 @@ def build(name: str, options: dict[str, Any]) -> nn.Module:
         chosen["weights"] = "DEFAULT"
     if name in ("googlenet", "inception_v3"):
         chosen.setdefault("init_weights", False)  # else it warns that this takes minutes
-    return models.get_model(name, **chosen)  # type: ignore[no-any-return]
+    return models.get_model(name, **chosen)  # type: ignore[no-any-return, unused-ignore]
 
 
 def stage_names(model: nn.Module, stages: list[int] | None, size: Sequence[int]) -> list[str] | None:
@@ -116,7 +116,7 @@ def extractor(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
     with warnings.catch_warnings(), _modes_kept(model):
         warnings.simplefilter("ignore")
         try:
-            return feature_extraction.create_feature_extractor(model, {name: name for name in names}, suppress_diff_warning=True)  # type: ignore[no-any-return]
+            return feature_extraction.create_feature_extractor(model, {name: name for name in names}, suppress_diff_warning=True)  # type: ignore[no-any-return, unused-ignore]
         except ValueError as error:
             if "is not present in model" not in str(error):
                 return None
@@ -143,5 +143,3 @@ def _modes_kept(model: nn.Module) -> Any:
     finally:
         for module, mode in modes:
             module.training = mode
-
-

@@ -2,16 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import probing
-
-if TYPE_CHECKING:
-    from .network import InterflowNetwork
 
 
 def unreached(backbone: nn.Module, features: Sequence[Tensor]) -> list[str]:
@@ -31,7 +28,7 @@ def unreached(backbone: nn.Module, features: Sequence[Tensor]) -> list[str]:
     return [name for name, p in backbone.named_parameters() if p.requires_grad and id(p) not in reached]
 
 
-def names(network: "InterflowNetwork") -> list[str]:
+def names(network: Any) -> list[str]:
     """The same from a dry run: no weight or statistic changes, and no gradient is computed."""
     size = network.default_cfg["input_size"]
     with probing.undisturbed(network.backbone), torch.enable_grad():

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,12 +13,15 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from ..backbones import InterflowNetwork
 from ..data.images import Preprocessing
 from ..models.registry import create_model
+from ..models.vgg import VGG
 from ..models.wrappers import unwrapped
 from ..processes import EveryProcessError
 from ..reports.contribution import Contribution, branch_terms
 from . import checks, optimization
+from .building import create_backbone
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
 
 CHECKPOINT_KEY = "interflow_vision"
@@ -46,7 +51,10 @@ class Classifier(LightningModule):
         attention_bias: whether the attention has a bias.
         hard_weights: the branches' weights for attention="hard".
         auxiliary_weight: of each auxiliary loss, for head="auxiliary".
-        pretrained: whether training starts from torchvision's ImageNet convolutions.
+        pretrained: whether training starts from torchvision's ImageNet convolutions, for a backbone from its library's weights.
+        backbone: another network in VGG's place: a name of timm, or "torchvision/" and a name of torchvision. Then `name`, `width` and
+            `pool5` do not count, and `stages` are indices among its maps; default: the last four.
+        backbone_options: of timm.create_model or torchvision.models.get_model, such as {"img_size": 32} for a ViT.
         lr: highest learning rate.
         momentum: of SGD.
         weight_decay: of the convolutions' and fully connected weights; biases, norms and the attention have none.
@@ -71,6 +79,8 @@ class Classifier(LightningModule):
         hard_weights: list[float] | None = None,
         auxiliary_weight: float = 0.3,
         pretrained: bool = False,
+        backbone: str | None = None,
+        backbone_options: dict[str, Any] | None = None,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -89,7 +99,8 @@ class Classifier(LightningModule):
             warmup=warmup,
         )
         self.save_hyperparameters()
-        self.model = create_model(
+        create: Callable[..., VGG | InterflowNetwork] = create_model if backbone is None else partial(create_backbone, backbone, backbone_options)
+        self.model = create(
             name,
             attention,
             num_classes,

@@ -78,7 +78,7 @@ def attach(
         raise TypeError(f"attach has no argument {next(iter(options))!r} for a backbone that is a module; those of the head are {valid}")
     size = probing.image_size(backbone, input_size)
     exchange = Exchange()
-    module, reader, described = _opened(backbone, chosen, isinstance(weights, dict), drop_class_token, layout, size, exchange)
+    module, reader, described, seen = _opened(backbone, chosen, isinstance(weights, dict), drop_class_token, layout, size, exchange)
     cfg = {**probing.default_cfg(backbone), "input_size": size}
     network = InterflowNetwork(
         module, reader, described, num_classes, head=head, exchange=exchange, default_cfg=cfg,
@@ -87,7 +87,7 @@ def attach(
     if weights is not None:
         network._pretrained = _Weights(**weights, size=size)
     if stage_end == "fused" and network.pool_size == (1, 1):
-        stage_ends.install(network)
+        stage_ends.install(network, seen)
     return network.train(module.training)
 
 
@@ -113,7 +113,7 @@ def _by_name(name: str, chosen: list[int] | list[str] | None, keep: bool, option
     return timm_backbones.build(name, chosen, keep, options)  # type: ignore[arg-type]
 
 
-Opened = tuple[nn.Module, Reader, list[Stage]]
+Opened = tuple[nn.Module, Reader, list[Stage], probing.Seen]
 
 
 def _opened(backbone: nn.Module, chosen: Any, named: bool, drop: bool, layout: Any, size: Sequence[int], exchange: Exchange) -> Opened:
@@ -137,17 +137,19 @@ def _returns_maps(backbone: nn.Module, size: Sequence[int]) -> bool:
 
 def _returned(backbone: nn.Module, chosen: list[int] | None, named: bool, drop: bool, layout: Any, size: Sequence[int]) -> Opened:
     """A backbone whose forward returns its maps. named: it was built with the chosen stages already."""
-    maps = probing.run(ReturnedMaps(), backbone, size)
-    count = len(maps)
+    seen = probing.run(ReturnedMaps(), backbone, size)
+    count = len(seen.maps)
     if (named and chosen is not None) or isinstance(backbone, Intermediates):
         places = tuple(range(count))
     else:
-        places = choosing.default_places(count) if chosen is None else choosing.places(chosen, count)
+        places = choosing.default_places(count - _ends_in_pooling(backbone, seen)) if chosen is None else choosing.places(chosen, count)
     info = timm_backbones.entries(backbone)
     known = info if info is not None and len(info) == count else None
-    names = [str(known[i].get("module", i)) if known else str(i) for i in places]
+    returned = listed(seen.outputs[""][0]) or []
+    names = [str(known[i].get("module", i)) if known else returned[i][0] for i in places]
+    seen.maps = [seen.maps[i] for i in places]
     stages = probing.described(
-        [maps[i] for i in places],
+        seen.maps,
         names,
         _layouts(layout, timm_backbones.layout(backbone), len(places)),
         size,
@@ -155,7 +157,13 @@ def _returned(backbone: nn.Module, chosen: list[int] | None, named: bool, drop: 
         reductions=[known[i]["reduction"] for i in places] if known else None,
         tokens=0 if isinstance(backbone, Intermediates) or not drop else timm_backbones.class_tokens(backbone),
     )
-    return backbone, ReturnedMaps(places), stages
+    return backbone, ReturnedMaps(places), stages, seen
+
+
+def _ends_in_pooling(backbone: nn.Module, seen: probing.Seen) -> bool:
+    """Whether the last map is what a max-pool gives, as timm's VGG has it: no stage's end, Interflow has no pool5."""
+    pools = [name for name, module in backbone.named_modules() if isinstance(module, nn.MaxPool2d)]
+    return any(output is seen.maps[-1] for name in pools for output in seen.outputs.get(name, []))
 
 
 def _hooked(
@@ -165,11 +173,11 @@ def _hooked(
     choosing.known(names, [name for name, _ in backbone.named_modules() if name], "submodule")
     reader = HookedMaps(exchange, names)
     reader.install(backbone, None if info is None else [entry.get("hook_type") == "forward_pre" for entry in info])
-    maps = probing.run(reader, backbone, size)
+    seen = probing.run(reader, backbone, size)
     known = torchvision_backbones.family(backbone)
     word = timm_backbones.layout(backbone) if known is None else known.layout
     stages = probing.described(
-        maps,
+        seen.maps,
         names,
         _layouts(layout, word, len(names)),
         size,
@@ -177,7 +185,7 @@ def _hooked(
         reductions=None if info is None else [entry["reduction"] for entry in info],
         tokens=timm_backbones.class_tokens(backbone) if drop else 0,
     )
-    return backbone, reader, stages
+    return backbone, reader, stages, seen
 
 
 def _torchvision(backbone: nn.Module, chosen: Any, drop: bool, layout: Any, size: Sequence[int], exchange: Exchange) -> Opened:
@@ -189,22 +197,17 @@ def _torchvision(backbone: nn.Module, chosen: Any, drop: bool, layout: Any, size
     if graph is None:
         return _hooked(backbone, torchvision_backbones.as_submodules(backbone, names), None, drop, layout, size, exchange)
     known = torchvision_backbones.family(backbone)
-    maps = probing.run(ReturnedMaps(), graph, size)
-    order = [name for name, _ in _named(graph, size)]
-    places = [order.index(name) for name in names]
+    order = torchvision_backbones.node_names(graph)
+    reader = ReturnedMaps([order.index(name) for name in names])
+    seen = probing.run(reader, graph, size)
     stages = probing.described(
-        [maps[i] for i in places],
+        seen.maps,
         names,
         _layouts(layout, "NCHW" if known is None else known.layout, len(names)),
         size,
         tokens=timm_backbones.class_tokens(backbone) if drop else 0,
     )
-    return graph, ReturnedMaps(places), stages
-
-
-def _named(graph: nn.Module, size: Sequence[int]) -> list[tuple[str, Any]]:
-    with probing.undisturbed(graph):
-        return listed(graph(probing.image(graph, size))) or []
+    return graph, reader, stages, seen
 
 
 def _layouts(given: Any, word: str, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,25 +73,42 @@ def undisturbed(backbone: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-def run(reader: Reader, backbone: nn.Module, size: Sequence[int]) -> list[Tensor]:
-    """The maps of one image, in the order of the stages; ValueError where the backbone cannot run on it or gives no maps."""
+@dataclass
+class Seen:
+    """What a dry run has seen: the maps, and the outputs of each submodule, by its name, a call each; of the backbone itself under ""."""
+
+    maps: list[Tensor] = field(default_factory=list)
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def run(reader: Reader, backbone: nn.Module, size: Sequence[int]) -> Seen:
+    """One image through the backbone; ValueError where it cannot run on it or gives no maps."""
+    seen = Seen()
+
+    def note(name: str) -> Any:
+        return lambda module, args, output: seen.outputs.setdefault(name, []).append(output)
+
+    handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules()]
     try:
         with undisturbed(backbone):
-            maps = reader.maps(backbone, image(backbone, size))
+            seen.maps = reader.maps(backbone, image(backbone, size))
     except ValueError as error:
         if str(error).startswith(("backbone must", "stages")):
             raise
         raise _cannot_run(size, error) from error
     except Exception as error:  # whatever a backbone's own code raises
         raise _cannot_run(size, error) from error
-    for i, x in enumerate(maps):
+    finally:
+        for handle in handles:
+            handle.remove()
+    for i, x in enumerate(seen.maps):
         if not isinstance(x, Tensor):
             raise ValueError(f"backbone must give tensors as its maps, got {type(x).__name__} as number {i}; choose others with stages=[...]")
         if x.dim() not in (2, 3, 4) or not x.is_floating_point():
             raise ValueError(f"backbone must give maps [B, C, H, W] or tokens [B, N, C], got {x.dtype} of shape {tuple(x.shape)} as number {i}")
-    if not maps:
+    if not seen.maps:
         raise ValueError("backbone must give at least one feature map, got none; name the submodules whose maps you want: stages=[...]")
-    return maps
+    return seen
 
 
 def _cannot_run(size: Sequence[int], error: Exception) -> ValueError:

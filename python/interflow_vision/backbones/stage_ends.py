@@ -7,7 +7,7 @@ dry run is repeated: every map must be what it was, each mean that of its map, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,17 +19,8 @@ from . import graph_ends, probing
 from .exchange import Exchange
 from .mean_relu import MeanReLU
 from .network import InterflowNetwork
-from .readers import Reader
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-
-@dataclass
-class _Seen:
-    """What a dry run has seen: the outputs of each module, by its name, and the maps of the stages."""
-
-    outputs: dict[str, list[Any]] = field(default_factory=dict)
-    maps: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -45,13 +36,15 @@ class _Change:
         self.parent._modules[self.name] = self.before
 
 
-def install(network: InterflowNetwork) -> None:
-    """Replaces what can be replaced in the network's backbone, in place, and writes it into network.replaced."""
-    backbone, reader, exchange = network.backbone, network._reader, network._exchange
+def install(network: InterflowNetwork, seen: probing.Seen) -> None:
+    """Replaces what can be replaced in the network's backbone, in place, and writes it into network.replaced.
+
+    seen: of the dry run, whose maps are those of the network's stages.
+    """
+    backbone, exchange = network.backbone, network._exchange
     size = network.default_cfg["input_size"]
     like = next(backbone.parameters(), None)
     keys = list(backbone.state_dict())
-    seen = _look(backbone, reader, size)
     changes: dict[int, Any] = {}
     if isinstance(backbone, fx.GraphModule):
         changes = graph_ends.replace_in_backbone(backbone, [stage.name for stage in network.stages], exchange)
@@ -70,22 +63,6 @@ def install(network: InterflowNetwork) -> None:
         network.fused_stages = frozenset()
         return
     network.replaced = {network.stages[i].name: change.said for i, change in changes.items()}
-
-
-def _look(backbone: nn.Module, reader: Reader, size: Sequence[int]) -> _Seen:
-    seen = _Seen()
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: seen.outputs.setdefault(name, []).append(output))
-        for name, module in backbone.named_modules()
-        if name
-    ]
-    try:
-        with probing.undisturbed(backbone):
-            seen.maps = reader.maps(backbone, probing.image(backbone, size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
 
 
 def _same(network: InterflowNetwork, maps: Sequence[Tensor], size: Sequence[int]) -> bool:
@@ -110,12 +87,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a.double() - b.double()).abs() <= bound).all())
 
 
-def _replace(backbone: nn.Module, seen: _Seen, stage: int, m: Tensor, exchange: Exchange) -> _Change | None:
+def _replace(backbone: nn.Module, seen: probing.Seen, stage: int, m: Tensor, exchange: Exchange) -> _Change | None:
     """Replaces the end of one stage, or nothing."""
     if m.dim() != 4:
         return None
     modules = dict(backbone.named_modules())
-    givers = [name for name, outputs in seen.outputs.items() if len(outputs) == 1 and outputs[0] is m]
+    givers = [name for name, outputs in seen.outputs.items() if name and len(outputs) == 1 and outputs[0] is m]
     for name in sorted(givers, key=lambda each: -each.count(".")):  # the innermost first
         module = modules[name]
         if is_plain(module, nn.ReLU):

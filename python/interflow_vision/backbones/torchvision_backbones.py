@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interflow_kernels.modules.plain import altered
 
-from ..errors import require_torchvision
+from ..errors import require
 from .choosing import default_places, nearest, places
 from .probing import image, undisturbed
 
@@ -20,7 +20,8 @@ from .probing import image, undisturbed
 class Family:
     """names: where the stages end, in order of depth; a single name with a star stands for the children of that container.
 
-    Of the children of a container those are stages' ends behind which the map's size changes, and the last.
+    Of the children of a container those are stages' ends behind which the map's size changes, and the last (but for a pooling
+    after it: Interflow has no pool5); of blocks that give tokens every one.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,8 @@ FAMILIES = {
 }
 """By the name of torchvision's class."""
 
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+
 _NOT_NEEDED = {"DenseNet": {"relu": "features"}}
 """Nodes that are no submodule -> the submodule whose output they write over."""
 
@@ -59,7 +62,7 @@ def family(model: nn.Module) -> Family | None:
 
 def build(name: str, options: dict[str, Any]) -> nn.Module:
     """torchvision's model `name`; options are those of torchvision.models.get_model, `pretrained` stands for weights="DEFAULT"."""
-    models = require_torchvision(f"backbone {name!r}").models
+    models = require("torchvision", f"backbone {name!r}", "backbones").models
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(f"backbone: torchvision has no model {name!r}{nearest(name, known)}")
@@ -78,28 +81,23 @@ def stage_names(model: nn.Module, stages: list[int] | None, size: Sequence[int])
         return None
     names = list(known.names)
     if len(names) == 1:
-        names = _ends_below(model, names[0].removesuffix(".*"), size)
+        container = names[0].removesuffix(".*")
+        blocks = [f"{container}.{name}" for name, _ in model.get_submodule(container).named_children()]
+        names = blocks if known.layout == "NLC" else _ends_below(model, container, size)
     taken = default_places(len(names)) if stages is None else places(stages, len(names))
     return [names[i] for i in taken]
 
 
 def _ends_below(model: nn.Module, container: str, size: Sequence[int]) -> list[str]:
-    """The children of a container behind which the map's size changes, and the last; all of them where they give tokens."""
-    children = dict(model.get_submodule(container).named_children())
+    """The children of a container, which takes the image, behind which the map's size changes, and the last but for pooling."""
     shapes: list[tuple[str, torch.Size]] = []
-
-    def note(name: str) -> Any:
-        return lambda module, args, output: shapes.append((name, output.shape)) if isinstance(output, Tensor) else None
-
-    handles = [child.register_forward_hook(note(f"{container}.{name}")) for name, child in children.items()]
-    try:
-        with undisturbed(model):
-            model(image(model, size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if all(len(shape) == 3 for _, shape in shapes):
-        return [name for name, _ in shapes]
+    with undisturbed(model):
+        x = image(model, size)
+        for name, child in model.get_submodule(container).named_children():
+            x = child(x)
+            shapes.append((f"{container}.{name}", x.shape))
+    if isinstance(child, _POOLING):
+        shapes.pop()
     return [name for i, (name, shape) in enumerate(shapes) if i + 1 == len(shapes) or shapes[i + 1][1][2:] != shape[2:]]
 
 
@@ -126,6 +124,11 @@ def extractor(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
     valid = sorted({".".join(node.split(".")[:n]) for node in nodes for n in range(1, node.count(".") + 2)})
     wrong = next((name for name in names if name not in valid), names[0])
     raise ValueError(f"stages: the backbone has no node {wrong!r}{nearest(wrong, valid)}")
+
+
+def node_names(graph: Any) -> list[str]:
+    """The names of the maps that an extractor returns, in its order."""
+    return list(next(node for node in graph.graph.nodes if node.op == "output").args[0])
 
 
 def as_submodules(model: nn.Module, names: Sequence[str]) -> list[str]:

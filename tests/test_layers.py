@@ -40,7 +40,7 @@ LAYERS = (
     # bench: the harness, what is measured and how pages are made, benchmarks, programs
     ("harness",),
     ("networks", "pages", "gpu_model"),
-    ("bench_complexity", "bench_head", "bench_stage_tap", "bench_train_step", "conftest"),
+    ("bench_backbones", "bench_complexity", "bench_head", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
     ("profile_networks", "triton_host_time"),
 )

@@ -63,7 +63,7 @@ def test_timms_conventions(network):
     pooled = network.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, network.num_features) and network.num_features == network.head_hidden_size == 960
     assert network.get_classifier() is network.head and isinstance(network.head, FusedInterflowHead)
-    assert [(i["num_chs"], i["reduction"], i["module"]) for i in network.feature_info][0] == (64, 4, "layer1")
+    assert next((i["num_chs"], i["reduction"], i["module"]) for i in network.feature_info) == (64, 4, "layer1")
     assert network.default_cfg["input_size"] == (3, 64, 64) and network.default_cfg["classifier"] == "head"
     network.reset_classifier(3, attention="gated")
     assert network(x).shape == (2, 3) and network.head.attention == "gated" and network.default_cfg["num_classes"] == 3

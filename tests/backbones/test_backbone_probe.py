@@ -64,8 +64,8 @@ def test_a_tracing_backbone_keeps_its_modes():
 
 def test_the_layout_is_never_read_from_a_shape():
     """test_mambaout's first map is [B, H, W, C] with H equal to C."""
-    net = attach("test_mambaout", 3, stages=[0, 1, 2, 3])
-    x = torch.randn(1, *net.default_cfg["input_size"])
+    net = attach("test_mambaout", 3, stages=[0, 1, 2, 3], input_size=64)
+    x = torch.randn(1, 3, 64, 64)
     first = net.backbone(x)[0]
     assert first.shape[1] == first.shape[3]
     assert net.stages[0].layout == "NHWC" and torch.equal(net.forward_maps(x)[0], first.permute(0, 3, 1, 2))

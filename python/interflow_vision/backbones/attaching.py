@@ -88,7 +88,9 @@ def attach(
         network._pretrained = _Weights(**weights, size=size)
     if stage_end == "fused" and network.pool_size == (1, 1):
         stage_ends.install(network, seen)
-    return network.train(module.training)
+    network.head.train(module.training)
+    network.training = module.training  # the backbone's modules keep the modes that they have
+    return network
 
 
 def _check(head: Any, stage_end: Any, drop_class_token: Any, layout: Any, attention: Any) -> None:

@@ -14,9 +14,11 @@ from interflow_kernels.modules.plain import is_plain
 
 from .exchange import Exchange
 from .mean_relu import MeanReLU
+from .traced import TracedModule
 
 _RELUS = (F.relu, torch.relu, F.relu_, torch.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_GRAPHS = ("train_graph", "eval_graph")
 
 
 class _OneLevel(fx.Tracer):
@@ -95,7 +97,7 @@ def block_with_mean(module: nn.Module, exchange: Exchange, stage: int) -> fx.Gra
     if end is None or end.addition is None or set(end.relu.users) != {next(n for n in graph.nodes if n.op == "output")}:
         return None
     before = [name for name, _ in module.named_modules()]
-    made = fx.GraphModule(module, graph, type(module).__name__)
+    made = TracedModule(module, graph, type(module).__name__)
     made.add_submodule("stage_end", MeanReLU(exchange, stage, end.inplace))
     put_in(made.graph, next_end(made, end), "stage_end")
     made.recompile()
@@ -153,36 +155,36 @@ class GraphChange:
 def replace_in_backbone(backbone: fx.GraphModule, names: Sequence[str], exchange: Exchange) -> dict[int, GraphChange]:
     """Replaces the ends of the stages in the graphs of torchvision's feature extractor; stage -> what was done.
 
-    Its output is a mapping from the stages' names to nodes; the graphs of training and evaluation are changed alike.
+    Its output is a mapping from the stages' names to nodes; where training and evaluation have a graph each, both are changed alike.
     """
-    attributes = [name for name in ("train_graph", "eval_graph") if isinstance(getattr(backbone, name, None), fx.Graph)]
-    if len(attributes) != 2:
-        return {}
+    attributes = [name for name in _GRAPHS if isinstance(getattr(backbone, name, None), fx.Graph)] or ["graph"]
     graphs: dict[str, fx.Graph] = {name: getattr(backbone, name) for name in attributes}
     before = {name: copy.deepcopy(graph) for name, graph in graphs.items()}
 
-    def restore() -> None:
-        for name, graph in before.items():
+    def put(chosen: dict[str, fx.Graph]) -> None:
+        for name, graph in chosen.items():
             setattr(backbone, name, graph)
-        backbone.graph = before["train_graph" if backbone.training else "eval_graph"]
+        backbone.graph = chosen[attributes[0 if backbone.training else -1]]  # compiles it
+
+    def restore() -> None:
+        put(before)
         for i in range(len(names)):
             backbone._modules.pop(_target(i), None)
 
     changes: dict[int, GraphChange] = {}
     for i, name in enumerate(names):
         ends = [found(backbone, _node(graph, name)) for graph in graphs.values()]
-        if any(end is None for end in ends) or len({end.addition is None for end in ends if end is not None}) != 1:
-            continue
         first = ends[0]
-        assert first is not None
+        if first is None or any(end is None or (end.addition is None) != (first.addition is None) for end in ends):
+            continue
         said = f"{'ReLU' if first.addition is None else 'addition and ReLU'} at the end of {name}"
-        backbone.add_submodule(_target(i), MeanReLU(exchange, i, first.inplace))
+        backbone.add_submodule(_target(i), MeanReLU(exchange, i, first.inplace).train(backbone.training))
         for graph, end in zip(graphs.values(), ends, strict=True):
             assert end is not None
             put_in(graph, end, _target(i))
         changes[i] = GraphChange(said, restore)
     if changes:
-        backbone.graph = graphs["train_graph" if backbone.training else "eval_graph"]
+        put(graphs)
     return changes
 
 

@@ -1,5 +1,6 @@
 """The network that `attach` gives: a backbone, the maps of its stages, and an Interflow head on them; methods as timm's models have them."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -239,6 +240,17 @@ class InterflowNetwork(nn.Module):
     def fixed_size(self) -> int | None:
         """The only number of pixels a side that the backbone takes, as a ViT does; None where it takes any."""
         return int(self.default_cfg["input_size"][-1]) if self.default_cfg.get("fixed_input_size") else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InterflowNetwork":
+        """A copy in the same modes: a graph of torchvision's with a code for each mode wakes up in training mode."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        for name, value in vars(self).items():
+            vars(made)[name] = copy.deepcopy(value, memo)
+        made.backbone.train(self.backbone.training)
+        for module, original in zip(made.modules(), self.modules(), strict=True):
+            module.training = original.training
+        return made
 
     def extra_repr(self) -> str:
         parts = [f"stages=[{', '.join(stage.name for stage in self.stages)}]"]

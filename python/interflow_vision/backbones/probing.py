@@ -27,7 +27,7 @@ def default_cfg(backbone: nn.Module) -> dict[str, Any]:
 
 def image_size(backbone: nn.Module, given: Any = None) -> tuple[int, int, int]:
     """(C, H, W) of the dry run's image: what was given, else default_cfg["input_size"], else the first convolution's channels at 224 pixels."""
-    if isinstance(given, int) and not isinstance(given, bool):
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
         return _channels(backbone), given, given
     if given is not None:
         asked = tuple(given) if isinstance(given, (list, tuple)) else ()

@@ -81,6 +81,9 @@ class HookedMaps:
             backbone(x)
         finally:
             self.exchange.close()
+        for (kind, stage), value in parcel.items():
+            if kind != "map":  # for the network around this reader
+                self.exchange.put(kind, stage, value)
         found: list[Tensor] = []
         for i, name in enumerate(self.names):
             if ("map", i) not in parcel:

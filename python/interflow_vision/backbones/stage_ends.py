@@ -6,7 +6,8 @@ goes into the same pass. In a graph that torch.fx made of a whole backbone the s
 dry run is repeated: every map must be what it was, each mean that of its map, and state_dict the same; else all is undone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from . import graph_ends, probing
 from .exchange import Exchange
 from .mean_relu import MeanReLU
 from .network import InterflowNetwork
+from .readers import Catch
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -95,7 +97,7 @@ def _replace(backbone: nn.Module, seen: probing.Seen, stage: int, m: Tensor, exc
     givers = [name for name, outputs in seen.outputs.items() if name and len(outputs) == 1 and outputs[0] is m]
     for name in sorted(givers, key=lambda each: -each.count(".")):  # the innermost first
         module = modules[name]
-        if is_plain(module, nn.ReLU):
+        if _plain_relu(module):
             continue
         made = _block(module, exchange, stage)
         if made is not None:
@@ -104,16 +106,42 @@ def _replace(backbone: nn.Module, seen: probing.Seen, stage: int, m: Tensor, exc
             return _Change(parent, name.rpartition(".")[2], module, f"addition and ReLU of {name}")
     for name in givers:
         module = modules[name]
-        if is_plain(module, nn.ReLU):
+        if _plain_relu(module):
             parent = backbone.get_submodule(name.rpartition(".")[0])
-            assert isinstance(module, nn.ReLU)
-            parent._modules[name.rpartition(".")[2]] = MeanReLU(exchange, stage, module.inplace).train(module.training)
+            relu = MeanReLU(exchange, stage, bool(module.inplace)).train(module.training)
+            relu._forward_hooks.update(module._forward_hooks)
+            parent._modules[name.rpartition(".")[2]] = relu
             return _Change(parent, name.rpartition(".")[2], module, f"ReLU {name}")
     return None
 
 
 def _block(module: nn.Module, exchange: Exchange, stage: int) -> nn.Module | None:
     """A module that does what a residual block does, with its addition and ReLU in one pass; None where it is not exactly one."""
-    if altered(module) or type(module).__module__.startswith("torch.nn") or isinstance(module, fx.GraphModule):
+    if type(module).__module__.startswith("torch.nn") or isinstance(module, fx.GraphModule):
         return None
-    return graph_ends.block_with_mean(module, exchange, stage)
+    with _without_catches(module):
+        if altered(module):
+            return None
+        made = graph_ends.block_with_mean(module, exchange, stage)
+    if made is not None:
+        made._forward_hooks.update(module._forward_hooks)
+    return made
+
+
+def _plain_relu(module: nn.Module) -> bool:
+    with _without_catches(module):
+        return is_plain(module, nn.ReLU)
+
+
+@contextmanager
+def _without_catches(module: nn.Module) -> Iterator[None]:
+    """Inside it the module is without our own hooks, which read its output and change nothing."""
+    kept = module._forward_hooks
+    if any(not isinstance(hook, Catch) for hook in kept.values()):
+        yield
+        return
+    module._forward_hooks = type(kept)()
+    try:
+        yield
+    finally:
+        module._forward_hooks = kept

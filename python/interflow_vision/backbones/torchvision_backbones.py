@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from interflow_kernels.modules.plain import altered
 
 from ..errors import require
 from .choosing import default_places, nearest, places
 from .probing import image, undisturbed
+from .traced import TracedModule
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _ends_below(model: nn.Module, container: str, size: Sequence[int]) -> list[s
     return [name for i, (name, shape) in enumerate(shapes) if i + 1 == len(shapes) or shapes[i + 1][1][2:] != shape[2:]]
 
 
-def extractor(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
+def extractor(model: nn.Module, names: Sequence[str]) -> fx.GraphModule | None:
     """torchvision's feature extractor: the part of the model that leads to the nodes `names`, as a graph that returns their maps by name.
 
     None where a graph cannot stand for the model: hooks, wrappers or a forward of its own on a module that it would flatten,
@@ -114,7 +115,8 @@ def extractor(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
     with warnings.catch_warnings(), _modes_kept(model):
         warnings.simplefilter("ignore")
         try:
-            return feature_extraction.create_feature_extractor(model, {name: name for name in names}, suppress_diff_warning=True)  # type: ignore[no-any-return, unused-ignore]
+            made = feature_extraction.create_feature_extractor(model, {name: name for name in names}, suppress_diff_warning=True)
+            return _one_graph(made)
         except ValueError as error:
             if "is not present in model" not in str(error):
                 return None
@@ -124,6 +126,12 @@ def extractor(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
     valid = sorted({".".join(node.split(".")[:n]) for node in nodes for n in range(1, node.count(".") + 2)})
     wrong = next((name for name in names if name not in valid), names[0])
     raise ValueError(f"stages: the backbone has no node {wrong!r}{nearest(wrong, valid)}")
+
+
+def _one_graph(made: Any) -> fx.GraphModule:
+    """A plain GraphModule where training and evaluation run the same code: torchvision's loses its second graph in a pickle, its mode in a copy."""
+    codes = [graph.python_code("self").src for graph in (made.train_graph, made.eval_graph)]
+    return TracedModule(made, made.eval_graph, type(made).__name__) if codes[0] == codes[1] else made  # type: ignore[no-any-return]
 
 
 def node_names(graph: Any) -> list[str]:

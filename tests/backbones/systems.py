@@ -47,17 +47,43 @@ class OurVGG(nn.Module):
 
 
 def narrow_vgg() -> nn.Module:
-    """torchvision's VGG-16 at an eighth of its width: its class and layers."""
+    """torchvision's VGG-16 at an eighth of its width: its class and layers. Its classifier, which is cut off anyway, takes no memory."""
     from torchvision.models.vgg import VGG, cfgs, make_layers
 
-    return VGG(make_layers([c if c == "M" else c // 8 for c in cfgs["D"]]))  # its classifier is cut off
+    with torch.device("meta"):
+        net = VGG(nn.Identity(), init_weights=False)
+    net.features = make_layers([c if c == "M" else c // 8 for c in cfgs["D"]])
+    return net
+
+
+def narrow_timm_vgg() -> nn.Module:
+    """timm's VGG-16 with batch norm at an eighth of its width, as a model that classifies."""
+    from timm.models.vgg import VGG, cfgs
+
+    return VGG([c if c == "M" else c // 8 for c in cfgs["vgg16"]], num_classes=0, norm_layer=nn.BatchNorm2d)
 
 
 def ssd_base() -> nn.Module:
-    """The VGG-16 base of SSD with its six maps, whose widths torchvision fixes."""
-    from torchvision.models.detection import ssd300_vgg16
+    """The VGG-16 base of SSD with its six maps: torchvision's class and forward, its convolutions at an eighth of their widths, which it fixes."""
+    from torchvision.models.detection.ssd import SSDFeatureExtractorVGG
+    from torchvision.models.vgg import cfgs, make_layers
 
-    return ssd300_vgg16(weights=None, weights_backbone=None).backbone
+    with torch.device("meta"):
+        base = SSDFeatureExtractorVGG(make_layers(cfgs["D"]), highres=False)
+    for module in list(base.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                a, b = max(3, child.in_channels // 8), child.out_channels // 8
+                setattr(module, name, nn.Conv2d(a, b, child.kernel_size, child.stride, child.padding, child.dilation))
+    base.scale_weight = nn.Parameter(torch.full((64,), 20.0))
+    return base
+
+
+def shallow_resnet() -> nn.Module:
+    """torchvision's ResNet with one block a stage."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=16)
 
 
 def fpn() -> nn.Module:
@@ -88,24 +114,25 @@ class DSSDPyramid(nn.Module):
         return {f"p{len(maps) - i}": m for i, m in enumerate(found)}
 
 
-SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}
+SHALLOW = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48)}
+SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "drop_path_rate": 0.0}
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 SYSTEMS = {
     "VGG-16, ours": System(OurVGG),
     "VGG-16, torchvision": System(narrow_vgg, ends=4),
-    "VGG-16, timm": System(lambda: timm_model("vgg16_bn"), side=32, ends=4),
+    "VGG-16, timm": System(narrow_timm_vgg, ends=4),
     "GoogLeNet": System(lambda: torchvision_model("googlenet", init_weights=False, aux_logits=True), ends=1),
-    "SE-ResNet": System(lambda: timm_model("seresnet18"), ends=4),
-    "CBAM": System(lambda: timm_model("resnet18", block_args={"attn_layer": "cbam"}), ends=4),
-    "ResNet, timm": System(lambda: timm_model("resnet18"), ends=4),
-    "ResNet, torchvision": System(lambda: torchvision_model("resnet18"), ends=4),
+    "SE-ResNet": System(lambda: timm_model("seresnet18", **SHALLOW), ends=4),
+    "CBAM": System(lambda: timm_model("resnet18", block_args={"attn_layer": "cbam"}, **SHALLOW), ends=4),
+    "ResNet, timm": System(lambda: timm_model("resnet18", **SHALLOW), ends=4),
+    "ResNet, torchvision": System(shallow_resnet, ends=4),
     "DenseNet": System(lambda: timm_model("densenet121", growth_rate=8, block_config=(2, 2, 2, 2)), ends=1),
     "DenseNet, torchvision": System(lambda: __import__("torchvision").models.DenseNet(growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=16), ends=1),
     "ConvNeXt": System(lambda: timm_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))),
     "Swin": System(lambda: timm_model("swin_tiny_patch4_window7_224", **SWIN)),
     "ViT": System(lambda: "vit_tiny_patch16_224", options=VIT),
-    "SSD's VGG-16 base": System(ssd_base, side=268, batch=1, ends=5, options={"input_size": 268, "stages": [0, 1, 2, 3, 4, 5]}),
+    "SSD's VGG-16 base": System(ssd_base, side=268, batch=2, ends=5, options={"input_size": 268, "stages": [0, 1, 2, 3, 4, 5]}),
     "FPN": System(fpn),
     "DSSD's pyramid": System(DSSDPyramid, options={"stages": [2, 1, 0]}),
 }

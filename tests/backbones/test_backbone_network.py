@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from systems import DSSDPyramid, timm_model, torchvision_model
+from systems import DSSDPyramid, shallow_resnet, timm_model, torchvision_model
 from torch import Tensor, fx, nn
 
 from interflow_kernels import FoldedInterflowHead, FusedInterflowHead
@@ -124,7 +124,7 @@ def test_frozen_stages_keep_weights_and_statistics(network):
 
 @pytest.mark.parametrize("kind", ["extractor", "tokens"])
 def test_gradient_checkpointing_changes_no_number(kind):
-    net = attach("resnet18", 5, input_size=64) if kind == "extractor" else attach("vit_tiny_patch16_224", 5, img_size=32, embed_dim=32, depth=4, num_heads=2)
+    net = attach("test_resnet", 5) if kind == "extractor" else attach("vit_tiny_patch16_224", 5, img_size=32, embed_dim=32, depth=4, num_heads=2)
     x = images(side=64 if kind == "extractor" else 32)
     found = []
     for enable in (False, True):
@@ -140,7 +140,7 @@ def test_gradient_checkpointing_changes_no_number(kind):
         attach(DSSDPyramid(), 5, input_size=32).set_grad_checkpointing()
 
 
-@pytest.mark.parametrize("build", [own, lambda: attach(torchvision_model("resnet18"), 5, input_size=64)], ids=["hooks", "graph"])
+@pytest.mark.parametrize("build", [own, lambda: attach(shallow_resnet(), 5, input_size=64)], ids=["hooks", "graph"])
 def test_copies_and_pickles_are_networks_of_their_own(build):
     net = build().eval()
     x = images()
@@ -157,14 +157,14 @@ def test_copies_and_pickles_are_networks_of_their_own(build):
 
 
 def test_a_whole_network_is_pickled():
-    net = attach("resnet18", 5, input_size=64).eval()
+    net = attach("test_resnet", 5).eval()
     x = images()
     other = pickle.loads(pickle.dumps(net))
     torch.testing.assert_close(other(x), net(x))
     assert all(f.dim() == 2 for f in other.forward_features(x))
 
 
-BUILDS = {"hooks": own, "extractor": lambda: attach("resnet18", 5, input_size=64), "graph": lambda: attach(torchvision_model("resnet18"), 5, input_size=64)}
+BUILDS = {"hooks": own, "extractor": lambda: attach("test_resnet", 5), "graph": lambda: attach(shallow_resnet(), 5, input_size=64)}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "hooks" else pytest.mark.slow) for kind in BUILDS])

@@ -4,21 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from systems import SYSTEMS, System, images
-from torch import Tensor, nn
+from torch import Tensor
 
-from interflow_vision import InterflowNetwork, attach
+from interflow_vision import InterflowNetwork, attach, create_model
 
 ATTENTIONS = ("hard", "1xn", "nxn", "classwise", "gated")
 pytest.importorskip("timm", reason="timm and torchvision (extra [backbones]) are not installed")
 
 
-def pair(system: System, attention: str, dtype: torch.dtype) -> tuple[InterflowNetwork, InterflowNetwork]:
+def pair(system: System, attention: str) -> tuple[InterflowNetwork, InterflowNetwork]:
     """The system with fused head and stage ends, and the same weights in plain PyTorch."""
-    fused = attach(system.build(), 5, attention=attention, **system.options)
-    eager = attach(system.build(), 5, attention=attention, head="eager", stage_end="eager", **system.options)
+    options = {"input_size": system.side, **system.options}
+    fused = attach(system.build(), 5, attention=attention, **options)
+    eager = attach(system.build(), 5, attention=attention, head="eager", stage_end="eager", **options)
     assert list(fused.state_dict()) == list(eager.state_dict()) and not eager.replaced
     eager.load_state_dict(fused.state_dict())
-    return fused.to(dtype), eager.to(dtype)
+    return fused, eager
 
 
 def gradients(net: InterflowNetwork, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -39,57 +40,43 @@ def compare(fused: InterflowNetwork, eager: InterflowNetwork, x: Tensor, rtol: f
         if gradient is None:
             assert got[name] is None, name
         else:  # a bias before a norm has the gradient 0, of which rounding is left
-            bound = rtol * max(float(gradient.abs().max()), 1e-8 * largest)
+            bound = rtol * float(gradient.abs().max()) + 2e-6 * largest
             torch.testing.assert_close(got[name], gradient, rtol=rtol, atol=bound, msg=lambda text, name=name: f"{name}: {text}")
 
 
-CHEAP = [name for name in SYSTEMS if not name.startswith("SSD")]
-
-
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_the_fused_head_on_a_system(name, channels_last):
-    """In fp64 and training mode, so that norms over small maps do not magnify rounding."""
     system = SYSTEMS[name]
-    fused, eager = pair(system, ATTENTIONS[CHEAP.index(name) % 5], torch.float64)
+    fused, eager = pair(system, ATTENTIONS[list(SYSTEMS).index(name) % 5])
     assert len(fused.replaced) == system.ends
     if channels_last:
         fused, eager = (net.to(memory_format=torch.channels_last) for net in (fused, eager))
-    compare(fused, eager, images(system, channels_last).double(), 1e-6)
-
-
-@pytest.mark.parametrize("channels_last", [pytest.param(False, id="nchw"), pytest.param(True, id="channels_last", marks=pytest.mark.slow)])
-def test_the_fused_head_on_ssds_base(channels_last):
-    """Six maps. torchvision fixes the widths and the least size, so this is the largest system; it has no norm."""
-    system = SYSTEMS["SSD's VGG-16 base"]
-    fused, eager = pair(system, "nxn", torch.float32)
-    assert len(fused.stages) == 6 and len(fused.replaced) == system.ends
     compare(fused, eager, images(system, channels_last), 1e-3)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_attention_on_a_pyramid(attention):
     system = SYSTEMS["DSSD's pyramid"]
-    fused, eager = pair(system, attention, torch.float64)
-    compare(fused, eager, images(system, False).double(), 1e-6)
+    fused, eager = pair(system, attention)
+    compare(fused, eager, images(system, False), 1e-3)
 
 
 def test_the_same_weights_give_the_same_maps_in_all_three_vggs():
     """torchvision's, timm's and ours: the stages end after conv2_2, conv3_3, conv4_3 and conv5_3."""
-    from torchvision.models.vgg import VGG, cfgs, make_layers
+    from torchvision.models.vgg import cfgs, make_layers
 
-    from interflow_vision import create_model
-
-    theirs = VGG(make_layers(cfgs["D"]), num_classes=3)
-    theirs.classifier = nn.Identity()
-    ours = create_model("vgg16", num_classes=0)
-    ours.load_torchvision_convolutions(theirs.state_dict())
-    named = attach("vgg16", 3, input_size=32)
-    named.backbone.load_state_dict({name.replace("features.", "features_"): value for name, value in theirs.state_dict().items()})
+    theirs, named = (SYSTEMS[f"VGG-16, {library}"].build() for library in ("torchvision", "timm"))
+    ours = create_model("vgg16_bn", width=1 / 8, num_classes=0).eval()
+    weights = {name: value for name, value in named.state_dict().items() if name.startswith("features.")}
+    ours.load_torchvision_convolutions(weights)
+    theirs.features = make_layers([c if c == "M" else c // 8 for c in cfgs["D"]], batch_norm=True)
+    theirs.classifier = torch.nn.Identity()
+    theirs.load_state_dict(weights)
     x = torch.randn(1, 3, 32, 32)
     expected = ours.forward_maps(x)
-    for net in (attach(theirs, 3, input_size=32), named):
-        for m, e in zip(net.forward_maps(x), expected, strict=True):
+    for net in (attach(theirs, 3, input_size=32), attach(named, 3, input_size=64)):
+        for m, e in zip(net.eval().forward_maps(x), expected, strict=True):
             torch.testing.assert_close(m, e)
 
 

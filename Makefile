@@ -92,6 +92,8 @@ gpu-model: $(VENV)/installed
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py
 
+# timm and torchvision lie beside the environment, for tests and benchmarks (tests/torchvision_operators.py): inside it, a torchvision that does
+# not load beside this torch would keep Lightning from loading.
 # Requirements first, pinned; then the package itself, its compiled part built against the torch that is there.
 $(VENV)/requirements: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -100,6 +102,7 @@ $(VENV)/requirements: constraints.txt pyproject.toml
 
 $(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.yaml')
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/backbones timm torchvision
 	@touch $@
 
 clean:

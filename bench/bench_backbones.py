@@ -76,7 +76,7 @@ class Network:
 
 
 def plans(full: bool, device: torch.device) -> Iterator[Plan]:
-    if importlib.util.find_spec("timm") is None:
+    if importlib.util.find_spec("timm") is None and not (ROOT / ".venv" / "backbones" / "timm").is_dir():
         return
     cpu = device.type == "cpu"
     for name, pixels in BACKBONES.items():
@@ -138,11 +138,7 @@ def build(name: str, training: bool, pixels: int, batch: int, layout: str, dtype
 
 @cache
 def _timm() -> Any:
-    """timm; beside a torch of another build, where torchvision's operators do not load, with the tests' schemas in their place: no backbone calls one."""
-    spec = importlib.util.spec_from_file_location("torchvision_operators", ROOT / "tests" / "torchvision_operators.py")
-    assert spec is not None and spec.loader is not None
-    operators = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(operators)
-    operators.define_where_missing()
-    sys.modules[spec.name] = operators  # its definitions end with it
+    """timm, made importable as for the tests."""
+    sys.path.append(str(ROOT / "tests"))
+    importlib.import_module("torchvision_operators").make_importable()
     return importlib.import_module("timm")

@@ -4,15 +4,10 @@ import os
 
 import pytest
 import torch
-import torchvision_operators
 
 
 def pytest_configure() -> None:
-    """Side by side, workers share the cores: threads of one that spin would take the time of the others.
-
-    torchvision gets schemas of its operators where its own library does not load, so that it and timm can be imported.
-    """
-    torchvision_operators.define_where_missing()
+    """Side by side, workers share the cores: threads of one that spin would take the time of the others."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))

@@ -1,13 +1,18 @@
-"""Schemas in place of torchvision's compiled operators, where its library does not load: beside a torch of another build.
+"""timm and torchvision for tests and benchmarks: found beside the environment, with schemas where torchvision's operators do not load.
 
-Without them neither torchvision nor timm can be imported. No test runs these operators; boxes and suppression belong to detectors.
+torchvision's compiled operators need the very build of torch that they were made for; without them neither torchvision nor
+timm can be imported, and Lightning cannot where they are installed. So they lie in a folder of their own (.venv/backbones,
+by the Makefile), which only what calls `make_importable` searches. No test runs such an operator: boxes and suppression
+belong to detectors.
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
 
+FOLDER = Path(__file__).resolve().parent.parent / ".venv" / "backbones"
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -31,20 +36,18 @@ SCHEMAS = (
 _library: list[torch.library.Library] = []  # a library's definitions end with it
 
 
-def define_where_missing() -> bool:
-    """Defines the schemas if torchvision is installed and its own library does not load; whether torchvision can be imported now."""
+def make_importable() -> None:
+    """Lets `import timm` and `import torchvision` work in this process, where they are installed at all."""
+    if importlib.util.find_spec("timm") is None and FOLDER.is_dir():
+        sys.path.append(str(FOLDER))
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return False
-    if _library:
-        return True
-    libraries = sorted(Path(spec.submodule_search_locations[0]).glob("_C*.so"))
+    if spec is None or not spec.submodule_search_locations or _library:
+        return
     try:
-        for path in libraries:
+        for path in sorted(Path(spec.submodule_search_locations[0]).glob("_C*.so")):
             torch.ops.load_library(str(path))
     except OSError:
         library = torch.library.Library("torchvision", "DEF")
         for schema in SCHEMAS:
             library.define(schema)
         _library.append(library)
-    return True

@@ -1,10 +1,13 @@
 """The trainer with a backbone of timm: fit, a checkpoint, predict, what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DATA
+import torchvision_operators
+from conftest import TINY_DATA, environment
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,6 +18,7 @@ from interflow_vision.errors import UserError
 from interflow_vision.training import checkpoints
 from interflow_vision.training.classifier import Classifier
 
+torchvision_operators.make_importable()
 pytest.importorskip("timm", reason="timm and torchvision (extra [backbones]) are not installed")
 
 OPTIONS = {"backbone": "test_resnet", "lr": 0.02}
@@ -50,11 +54,15 @@ def test_its_checkpoint_is_loaded_and_predicts(trained, digit_files, capsys):
     assert [line.split("\t")[0] for line in lines] == [str(f) for f in digit_files[:3]]
 
 
-def test_the_command(lightning_cli, interflow, tmp_path):
-    options = ("--model.backbone", "resnet18", "--trainer.max_epochs", "1",
-               "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
-               "--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--data.batch_size", "8")  # fmt: skip
-    result = interflow("fit", *options, cwd=tmp_path)
+COMMAND = "import torchvision_operators as o, sys; o.make_importable(); from interflow_vision.cli import main; sys.exit(main())"
+
+
+@pytest.mark.slow
+def test_the_command(lightning_cli, tmp_path):
+    options = ["--model.backbone", "test_resnet", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    options += ["--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
+    command = [sys.executable, "-c", COMMAND, "fit", *options]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert "Test accuracy of" in result.stdout and (tmp_path / "runs/digits/version_0/curves.png").is_file()
 

@@ -60,7 +60,7 @@ def narrow_timm_vgg() -> nn.Module:
     """timm's VGG-16 with batch norm at an eighth of its width, as a model that classifies."""
     from timm.models.vgg import VGG, cfgs
 
-    return VGG([c if c == "M" else c // 8 for c in cfgs["vgg16"]], num_classes=0, norm_layer=nn.BatchNorm2d)
+    return VGG([c if c == "M" else c // 8 for c in cfgs["vgg16"]], num_classes=0, mlp_ratio=1 / 64, norm_layer=nn.BatchNorm2d)
 
 
 def ssd_base() -> nn.Module:

@@ -244,3 +244,24 @@ def test_the_replaced_block_works_outside_the_network():
 def test_whole_maps_are_wanted_with_a_pool_size():
     net = Net(Residual(6))
     assert not attached(net, pool_size=2).replaced and isinstance(net.block, Residual)
+
+
+def test_one_stage_that_cannot_have_its_mean_does_not_spoil_the_others():
+    class Two(MulAfter):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [*super().forward(x), self.last(x)]
+
+    net = Two()
+    net.last = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+    fused = attached(net)
+    assert fused.replaced == {"1": "ReLU last.1"} and type(net.block[1]) is nn.ReLU
+
+
+@pytest.mark.parametrize("wrap", [list, lambda maps: {f"p{i}": m for i, m in enumerate(maps)}], ids=["list", "dict"])
+def test_a_backbone_that_is_a_graph_already(wrap):
+    class Maps(Net):
+        def forward(self, x: Tensor):
+            return wrap(super().forward(x))
+
+    net = torch.fx.symbolic_trace(Maps(Residual(6)))
+    assert check(net).startswith("addition and ReLU at the end of")

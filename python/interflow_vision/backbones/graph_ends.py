@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,10 @@ class End:
     inplace: bool
 
 
-def found(root: nn.Module, node: fx.Node) -> End | None:
+def found(root: nn.Module, node: fx.Node | None) -> End | None:
     """The end whose output is this node's; None where it is no ReLU, or one that somebody else depends on in more than its output."""
+    if node is None:
+        return None
     inplace = _relu_inplace(root, node)
     if inplace is None or not node.args or not isinstance(node.args[0], fx.Node):
         return None
@@ -153,9 +155,9 @@ class GraphChange:
 
 
 def replace_in_backbone(backbone: fx.GraphModule, names: Sequence[str], exchange: Exchange) -> dict[int, GraphChange]:
-    """Replaces the ends of the stages in the graphs of torchvision's feature extractor; stage -> what was done.
+    """Replaces the ends of the stages in a backbone that is a graph, as torchvision's feature extractor is; stage -> what was done.
 
-    Its output is a mapping from the stages' names to nodes; where training and evaluation have a graph each, both are changed alike.
+    Its output is a mapping from the stages' names to nodes, or a sequence of nodes; where training and evaluation have a graph each, both are changed alike.
     """
     attributes = [name for name in _GRAPHS if isinstance(getattr(backbone, name, None), fx.Graph)] or ["graph"]
     graphs: dict[str, fx.Graph] = {name: getattr(backbone, name) for name in attributes}
@@ -192,7 +194,10 @@ def _target(stage: int) -> str:
     return f"stage_end_{stage}"
 
 
-def _node(graph: fx.Graph, name: str) -> fx.Node:
+def _node(graph: fx.Graph, name: str) -> fx.Node | None:
+    """The node of the map `name` among what a graph returns, a mapping or a sequence; None where it is none."""
     output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
-    node: fx.Node = output[name]
-    return node
+    if isinstance(output, (list, tuple)):
+        output = {str(i): node for i, node in enumerate(output)}
+    node = output.get(name) if isinstance(output, Mapping) else None
+    return node if isinstance(node, fx.Node) else None

@@ -58,8 +58,14 @@ def install(network: InterflowNetwork, seen: probing.Seen) -> None:
     if not changes:
         return
     network.fused_stages = frozenset(changes)
-    meta = like is not None and like.device.type == "meta"
-    if list(backbone.state_dict()) != keys or not (meta or _same(network, seen.maps, size)):
+    meta = like is not None and like.device.type == "meta"  # no numbers to compare
+    wrong = frozenset() if meta else _wrong(network, seen.maps, size)
+    if wrong and not isinstance(backbone, fx.GraphModule):
+        for i in wrong & changes.keys():
+            changes.pop(i).undo()
+        network.fused_stages = frozenset(changes)
+        wrong = _wrong(network, seen.maps, size)
+    if wrong or list(backbone.state_dict()) != keys:
         for change in changes.values():
             change.undo()
         network.fused_stages = frozenset()
@@ -67,18 +73,19 @@ def install(network: InterflowNetwork, seen: probing.Seen) -> None:
     network.replaced = {network.stages[i].name: change.said for i, change in changes.items()}
 
 
-def _same(network: InterflowNetwork, maps: Sequence[Tensor], size: Sequence[int]) -> bool:
-    """Whether the dry run gives the same maps to rounding, and with each that was replaced its mean."""
+def _wrong(network: InterflowNetwork, maps: Sequence[Tensor], size: Sequence[int]) -> frozenset[int]:
+    """The stages whose map the dry run does not give again, to rounding, and those that were replaced and do not give its mean with it."""
+    found: set[int] = set()
     with probing.undisturbed(network.backbone):
-        found, parcel = network._maps(probing.image(network.backbone, size))
-        for i, (new, old) in enumerate(zip(found, maps, strict=True)):
-            if not _close(new, old):
-                return False
-            if i in network.fused_stages:
+        given, parcel = network._maps(probing.image(network.backbone, size))
+        for i, (new, old) in enumerate(zip(given, maps, strict=True)):
+            good = _close(new, old)
+            if good and i in network.fused_stages:
                 offered = parcel.get(("mean", i))
-                if offered is None or offered.map is not new or not offered.untouched() or not _close(offered.mean, old.double().mean((2, 3))):
-                    return False
-    return True
+                good = offered is not None and offered.map is new and offered.untouched() and _close(offered.mean, old.double().mean((2, 3)))
+            if not good:
+                found.add(i)
+    return frozenset(found)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

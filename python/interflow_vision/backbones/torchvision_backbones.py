@@ -131,7 +131,7 @@ def extractor(model: nn.Module, names: Sequence[str]) -> fx.GraphModule | None:
 def _one_graph(made: Any) -> fx.GraphModule:
     """A plain GraphModule where training and evaluation run the same code: torchvision's loses its second graph in a pickle, its mode in a copy."""
     codes = [graph.python_code("self").src for graph in (made.train_graph, made.eval_graph)]
-    return TracedModule(made, made.eval_graph, type(made).__name__) if codes[0] == codes[1] else made  # type: ignore[no-any-return]
+    return TracedModule(made, made.eval_graph, type(made).__name__) if codes[0] == codes[1] else made
 
 
 def node_names(graph: Any) -> list[str]:

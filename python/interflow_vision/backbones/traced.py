@@ -21,7 +21,7 @@ class TracedModule(fx.GraphModule):
     """A GraphModule whose copies and pickles have its hooks; PyTorch's own (2.13) lose them in silence."""
 
     def __deepcopy__(self, memo: Any) -> "TracedModule":
-        made: TracedModule = super().__deepcopy__(memo)
+        made: Any = super().__deepcopy__(memo)
         vars(made).update({name: copy.deepcopy(vars(self)[name], memo) for name in _HOOKS})
         return made
 

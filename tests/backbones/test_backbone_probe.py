@@ -88,6 +88,10 @@ def test_default_stages(count, places):
     assert choosing.default_places(count) == places
 
 
+def test_default_stages_of_a_network_that_keeps_its_size():
+    assert choosing.default_places(6, [16] * 6) == (0, 2, 3, 5) and choosing.default_places(6, [2, 4, 8, 8, 16, 32]) == (2, 3, 4, 5)
+
+
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_class_tokens_are_dropped_or_kept(source):
     options = {"img_size": 32, "embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -112,7 +116,13 @@ def test_a_timm_model_that_classifies():
     assert [s.channels for s in net.stages] == expected and {s.layout for s in net.stages} == {"NCHW"}
 
 
-@pytest.mark.parametrize("name", ["alexnet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf", "mnasnet0_5"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shufflenet_v2_x0_5", "squeezenet1_1", *(pytest.param(name, marks=SLOW) for name in ("alexnet", "mobilenet_v3_small", "regnet_y_400mf", "mnasnet0_5"))],
+)
 def test_families_of_torchvision(name):
     net = attach(f"torchvision/{name}", 3, input_size=128)
     assert len(net.stages) <= 4 and net(torch.randn(2, 3, 128, 128)).shape == (2, 3)

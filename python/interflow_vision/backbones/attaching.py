@@ -128,7 +128,8 @@ def _opened(backbone: nn.Module, chosen: Any, named: bool, drop: bool, layout: A
     info = None if named or isinstance(backbone, Intermediates) else timm_backbones.submodules(backbone)
     if info is not None and not _returns_maps(backbone, size):
         pooled = isinstance(backbone.get_submodule(info[-1]["module"]), nn.MaxPool2d)  # timm's VGG; Interflow has no pool5
-        picked = choosing.default_places(len(info) - pooled) if chosen is None else choosing.places(chosen, len(info))
+        reductions = [entry["reduction"] for entry in info]
+        picked = choosing.default_places(len(info) - pooled, reductions) if chosen is None else choosing.places(chosen, len(info))
         return _hooked(backbone, [info[i]["module"] for i in picked], [info[i] for i in picked], drop, layout, size, exchange)
     return _returned(backbone, chosen, named, drop, layout, size)
 

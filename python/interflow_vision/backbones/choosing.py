@@ -8,12 +8,13 @@ MOST = 16
 """Stages that a head takes."""
 
 
-def default_places(count: int) -> tuple[int, ...]:
+def default_places(count: int, reductions: Sequence[Any] = ()) -> tuple[int, ...]:
     """Of `count` maps in order of depth: the last four, since the first of five is the stem's, the largest of all.
 
-    More than six are the blocks of a network that keeps its size, such as ViT: four of them, evenly spread, the last one too.
+    Blocks of a network that keeps its size, such as ViT, all of one reduction or more than six: four of them, evenly spread, the last one too.
     """
-    if count <= 6:
+    keeps_size = count > 4 and len(reductions) == count and len(set(reductions)) == 1
+    if count <= 6 and not keeps_size:
         return tuple(range(max(0, count - 4), count))
     return tuple(count * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 

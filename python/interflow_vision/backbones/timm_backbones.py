@@ -47,7 +47,7 @@ def with_tokens(net: Any, stages: list[int] | None, keep: bool) -> nn.Module:
     if type(net).__name__ != "FeatureGetterNet" or not isinstance(model, nn.Module):
         return net
     count = len(net.feature_info.info)
-    taken = default_places(count) if stages is None else places(stages, count)
+    taken = default_places(count, [entry["reduction"] for entry in net.feature_info.info]) if stages is None else places(stages, count)
     layout = "NLC" if _gives_tokens(model) else "NCHW"
     made: Any = Intermediates(model, taken, layout, keep and layout == "NLC" and _prefix_option(model))
     made.feature_info = net.feature_info.from_other(taken)

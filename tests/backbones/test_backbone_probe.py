@@ -9,7 +9,7 @@ from systems import DSSDPyramid, timm_model, torchvision_model
 from torch import Tensor, nn
 
 from interflow_vision import UserError, attach
-from interflow_vision.backbones import choosing
+from interflow_vision.backbones import choosing, probing
 from interflow_vision.errors import MissingPackageError
 
 timm = pytest.importorskip("timm", reason="timm and torchvision (extra [backbones]) are not installed")
@@ -191,3 +191,24 @@ def test_a_submodule_that_does_not_run():
 
     with pytest.raises(ValueError, match="stages: idle did not run in the backbone's forward, so it has no map"):
         attach(Skips(), 3, stages=["used", "idle"], input_size=8)
+
+
+def test_a_refused_attach_leaves_no_hook():
+    net = DSSDPyramid()
+    for options in ({"stages": ["down.0", "side.9"]}, {"stages": ["down.0"], "input_size": (5, 8, 8)}, {"stages": ["down.0"], "hard_weights": [1.0]}):
+        with pytest.raises(ValueError, match="."):
+            attach(net, 3, **options)
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got -1"):
+        attach(net, -1, stages=["down.0"])
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_it_is_said_that_class_tokens_are_left_out():
+    assert "class tokens left out of the means: 1" in attach(timm.create_model("test_vit", img_size=32), 3).extra_repr()
+
+
+@pytest.mark.parametrize(("name", "options", "channels"), [("csatv2", {}, 3), ("test_resnet", {"in_chans": 1}, 1), ("test_vit", {"in_chans": 5}, 5)])
+def test_channels_of_the_image(name, options, channels):
+    """csatv2's first convolution has 64 channels, behind a front end."""
+    assert probing.image_size(timm.create_model(name, features_only=True, **options))[0] == channels
+    assert probing.image_size(timm.create_model(name, **options))[0] == channels

@@ -12,7 +12,7 @@ from ..models.heads import HEADS, create_head
 from . import choosing, probing, stage_ends, timm_backbones, torchvision_backbones
 from .exchange import Exchange
 from .network import InterflowNetwork
-from .readers import HookedMaps, Intermediates, Reader, ReturnedMaps, listed
+from .readers import HookedMaps, Intermediates, Reader, ReturnedMaps, listed, uninstall
 from .stage import LAYOUTS, Stage
 
 _HEAD_OPTIONS = frozenset(inspect.signature(create_head).parameters) - {"head", "in_channels", "num_classes", "attention", "pool_size"}
@@ -58,12 +58,16 @@ def attach(
         options: of the head (attention_bias, hard_weights, auxiliary_weight, ...); for a name, all others go to
             timm.create_model or torchvision.models.get_model (pretrained, in_chans, img_size, ...).
 
-    The dry run is one image in eval mode without gradients: no statistic changes, and every module keeps its mode.
+    The dry run is one image in eval mode without gradients: no statistic changes, and every module keeps its mode. A map that the
+    backbone writes over after its stage (an in-place ReLU behind a convolution) is taken as it is then.
 
     Raises ValueError or TypeError, one sentence with the nearest valid names, for what does not fit; MissingPackageError, with the line
     that installs it, for a name without its library.
     """
     _check(head, stage_end, drop_class_token, layout, attention)
+    if _options.integer(num_classes) != 0:
+        _options.class_count(num_classes)
+    _options.pair(pool_size, "pool_size")
     chosen = choosing.requested(stages)
     head_options = {name: options.pop(name) for name in list(options) if name in _HEAD_OPTIONS}
     weights: Any = None
@@ -78,12 +82,16 @@ def attach(
         raise TypeError(f"attach has no argument {next(iter(options))!r} for a backbone that is a module; those of the head are {valid}")
     size = probing.image_size(backbone, input_size)
     exchange = Exchange()
-    module, reader, described, seen = _opened(backbone, chosen, isinstance(weights, dict), drop_class_token, layout, size, exchange)
-    cfg = {**probing.default_cfg(backbone), "input_size": size}
-    network = InterflowNetwork(
-        module, reader, described, num_classes, head=head, exchange=exchange, default_cfg=cfg,
-        head_options={"attention": attention, "pool_size": pool_size, **head_options},
-    )  # fmt: skip
+    try:
+        module, reader, described, seen = _opened(backbone, chosen, weights is not None, drop_class_token, layout, size, exchange)
+        cfg = {**probing.default_cfg(backbone), "input_size": size}
+        network = InterflowNetwork(
+            module, reader, described, num_classes, head=head, exchange=exchange, default_cfg=cfg,
+            head_options={"attention": attention, "pool_size": pool_size, **head_options},
+        )  # fmt: skip
+    except Exception:
+        uninstall(backbone, exchange)
+        raise
     if weights is not None:
         network._pretrained = _Weights(**weights, size=size)
     if stage_end == "fused" and network.pool_size == (1, 1):

@@ -13,7 +13,7 @@ from ..models.heads import LastHead, create_head, pooled
 from ..models.wrappers import unwrapped
 from . import grouping, serving, unused
 from .exchange import Exchange, Parcel
-from .readers import Reader
+from .readers import Intermediates, Reader
 from .stage import Stage
 
 
@@ -254,6 +254,9 @@ class InterflowNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         parts = [f"stages=[{', '.join(stage.name for stage in self.stages)}]"]
+        dropped = self.backbone.dropped if isinstance(self.backbone, Intermediates) else max(stage.skipped for stage in self.stages)
+        if dropped:
+            parts.append(f"class tokens left out of the means: {dropped}")
         if self.replaced:
             parts.append(f"fused ends: {'; '.join(f'{name}: {what}' for name, what in self.replaced.items())}")
         return ", ".join(parts)

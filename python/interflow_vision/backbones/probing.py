@@ -44,6 +44,13 @@ def image_size(backbone: nn.Module, given: Any = None) -> tuple[int, int, int]:
 
 
 def _channels(backbone: nn.Module) -> int:
+    """Channels of the image by timm's own word, else those of the first convolution, which a front end like csatv2's may precede."""
+    for module in (backbone, getattr(backbone, "model", None)):
+        told = getattr(module, "in_chans", None)
+        traits = getattr(module, "_traits", None)
+        told = traits.get("in_chans") if told is None and isinstance(traits, Mapping) else told
+        if isinstance(told, int):
+            return told
     first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
     return 3 if first is None else first.in_channels
 

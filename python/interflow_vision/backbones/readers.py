@@ -59,6 +59,14 @@ class Catch:
         self.exchange.put("map", self.stage, value[0] if isinstance(value, (tuple, list)) and value else value)
 
 
+def uninstall(backbone: nn.Module, exchange: Exchange) -> None:
+    """Takes the hooks of one exchange off a backbone again."""
+    for module in backbone.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in [number for number, hook in hooks.items() if isinstance(hook, Catch) and hook.exchange is exchange]:
+                del hooks[number]
+
+
 class HookedMaps:
     """Maps that forward hooks catch at submodules, `names`, while the backbone runs; the output of the backbone is dropped."""
 
@@ -104,6 +112,11 @@ class Intermediates(nn.Module):
         self.indices = list(indices)
         self.output_fmt = layout
         self.keep = keep
+
+    @property
+    def dropped(self) -> int:
+        """How many class tokens are left out."""
+        return 0 if self.keep else int(getattr(self.model, "num_prefix_tokens", 0))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Image [B, C, H, W] -> maps."""

@@ -52,6 +52,8 @@ def install(network: InterflowNetwork, seen: probing.Seen) -> None:
         changes = graph_ends.replace_in_backbone(backbone, [stage.name for stage in network.stages], exchange)
     else:
         for i, m in enumerate(seen.maps):
+            if network.head_name == "last" and i + 1 < len(seen.maps):
+                continue  # nobody wants its mean
             change = _replace(backbone, seen, i, m, exchange)
             if change is not None:
                 changes[i] = change

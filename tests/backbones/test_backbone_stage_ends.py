@@ -265,3 +265,14 @@ def test_a_backbone_that_is_a_graph_already(wrap):
 
     net = torch.fx.symbolic_trace(Maps(Residual(6)))
     assert check(net).startswith("addition and ReLU at the end of")
+
+
+@pytest.mark.parametrize("added_in_place", [False, True])
+def test_an_addition_of_two_dtypes_gives_what_pytorchs_gives(added_in_place):
+    from interflow_vision.backbones.exchange import Exchange
+
+    u, residual = torch.randn(2, 3, 4, 4).bfloat16(), torch.randn(2, 3, 4, 4)
+    v = mean_relu.MeanReLU(Exchange(), 0, added_in_place=added_in_place)(u, residual)
+    expected = u.clone()
+    expected = F.relu(expected.add_(residual) if added_in_place else expected + residual)
+    assert v.dtype == expected.dtype and torch.equal(v, expected)

@@ -38,6 +38,10 @@ class End:
     addition: fx.Node | None
     inplace: bool
 
+    @property
+    def added_in_place(self) -> bool:
+        return self.addition is not None and _in_place(self.addition)
+
 
 def found(root: nn.Module, node: fx.Node | None) -> End | None:
     """The end whose output is this node's; None where it is no ReLU, or one that somebody else depends on in more than its output."""
@@ -100,7 +104,7 @@ def block_with_mean(module: nn.Module, exchange: Exchange, stage: int) -> fx.Gra
         return None
     before = [name for name, _ in module.named_modules()]
     made = TracedModule(module, graph, type(module).__name__)
-    made.add_submodule("stage_end", MeanReLU(exchange, stage, end.inplace))
+    made.add_submodule("stage_end", MeanReLU(exchange, stage, end.inplace, end.added_in_place))
     put_in(made.graph, next_end(made, end), "stage_end")
     made.recompile()
     _keep_order(made, module)
@@ -180,7 +184,7 @@ def replace_in_backbone(backbone: fx.GraphModule, names: Sequence[str], exchange
         if first is None or any(end is None or (end.addition is None) != (first.addition is None) for end in ends):
             continue
         said = f"{'ReLU' if first.addition is None else 'addition and ReLU'} at the end of {name}"
-        backbone.add_submodule(_target(i), MeanReLU(exchange, i, first.inplace).train(backbone.training))
+        backbone.add_submodule(_target(i), MeanReLU(exchange, i, first.inplace, first.added_in_place).train(backbone.training))
         for graph, end in zip(graphs.values(), ends, strict=True):
             assert end is not None
             put_in(graph, end, _target(i))

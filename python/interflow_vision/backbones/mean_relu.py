@@ -32,19 +32,22 @@ class MeanReLU(nn.ReLU):
     The mean goes into the exchange, for a network whose forward runs; nothing is kept. It has no parameters, so the
     backbone's state_dict is what it was.
 
+    added_in_place: whether the residual was added into u, which keeps u's dtype, where it has another one.
+
     Shapes: u and residual [B, C, H, W] -> v [B, C, H, W].
     """
 
-    def __init__(self, exchange: Exchange, stage: int, inplace: bool = False) -> None:
+    def __init__(self, exchange: Exchange, stage: int, inplace: bool = False, added_in_place: bool = False) -> None:
         super().__init__(inplace)  # only said: a new map is written, as autograd needs it anyway
-        self.exchange, self.stage = exchange, stage
+        self.exchange, self.stage, self.added_in_place = exchange, stage, added_in_place
 
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u, and what is added to it or None -> v."""
         if isinstance(u, fx.Proxy):
             return _traced(self, u, residual)
         if residual is not None and (residual.shape != u.shape or residual.dtype != u.dtype):
-            u, residual = u + residual, None
+            total = u + residual
+            u, residual = total.to(u.dtype) if self.added_in_place else total, None
         if u.dim() != 4:
             return F.relu(u if residual is None else u + residual)
         v, mean = stage_end(u, None, residual)

@@ -2,10 +2,12 @@
 # make test    runs the test suite, one worker process for each core; WORKERS=0 runs it in one process
 # make test-slow   what takes longer: the CUDA library for every architecture and its machine code, Triton's kernels under its interpreter,
 #              mistakes that the emulation must catch, sanitizers, training in two processes
+# make test-backbones   Interflow on the smallest model of every timm family, forward and backward, both memory formats: part of test-slow
 # make lint    ruff and mypy
 # make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
+# make bench-backbones   backbones of timm with Interflow and without, ten cases and two layouts: a quarter of an hour, into BENCH_OUT
 # make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
 # make bench-readme   the README's section on speed anew, from the committed results
 # make profile where the time of whole networks goes, with Interflow and without, by torch.profiler: BENCH_OUT, BENCH_DEVICE
@@ -30,7 +32,7 @@ BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
 
-.PHONY: demo test test-slow lint fuzz bench bench-full bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
+.PHONY: demo test test-slow test-backbones lint fuzz bench bench-full bench-backbones bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
@@ -41,6 +43,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
+
+test-backbones: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow tests/backbones/test_backbone_families.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -54,6 +59,12 @@ bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/python -m pytest bench -q -rs --disable-warnings --benchmark-columns=median,iqr,rounds --device $(BENCH_DEVICE) \
 		$(if $(filter bench-full,$@),--full) --benchmark-json=$(BENCH_OUT)/results.json
+	PYTHONPATH=bench $(BIN)/python -m pages.report $(BENCH_OUT)
+
+bench-backbones: $(VENV)/installed
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python -m pytest bench/bench_backbones.py -q -rs --disable-warnings --benchmark-columns=median,iqr,rounds --device $(BENCH_DEVICE) \
+		--full --benchmark-json=$(BENCH_OUT)/results.json
 	PYTHONPATH=bench $(BIN)/python -m pages.report $(BENCH_OUT)
 
 bench-compare: $(VENV)/installed
@@ -81,6 +92,8 @@ gpu-model: $(VENV)/installed
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py
 
+# timm and torchvision lie beside the environment, for tests and benchmarks (tests/torchvision_operators.py): inside it, a torchvision that does
+# not load beside this torch would keep Lightning from loading.
 # Requirements first, pinned; then the package itself, its compiled part built against the torch that is there.
 $(VENV)/requirements: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -89,6 +102,7 @@ $(VENV)/requirements: constraints.txt pyproject.toml
 
 $(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.yaml')
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/backbones timm torchvision
 	@touch $@
 
 clean:

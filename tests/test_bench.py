@@ -286,7 +286,7 @@ def test_cold_inputs_exceed_the_cache():
     assert torch.equal(a[1][0], b[1][0]) and not torch.equal(a[0][0], a[1][0])
 
 
-@pytest.mark.parametrize("module", ["bench_head", "bench_stage_tap", "bench_stage_end", "bench_train_step", "bench_complexity"])
+@pytest.mark.parametrize("module", ["bench_backbones", "bench_head", "bench_stage_tap", "bench_stage_end", "bench_train_step", "bench_complexity"])
 def test_plans_have_names_of_their_own_and_the_full_set_holds_the_quick_one(module):
     quick, full = ([plan.name for plan in room(module).plans(full, CPU)] for full in (False, True))
     assert len(set(full)) == len(full)

@@ -31,6 +31,7 @@ LAYERS = (
     ("interflow_vision.errors",),
     ("interflow_vision.processes",),
     ("interflow_vision.models", "interflow_vision.data"),
+    ("interflow_vision.backbones",),
     ("interflow_vision.reports",),
     ("interflow_vision.training",),
     ("interflow_vision.compare",),
@@ -40,7 +41,7 @@ LAYERS = (
     # bench: the harness, what is measured and how pages are made, benchmarks, programs
     ("harness",),
     ("networks", "pages", "gpu_model"),
-    ("bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
+    ("bench_backbones", "bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
     ("branch_cost", "profile_networks", "triton_host_time"),
 )

@@ -1,5 +1,6 @@
 """The error that the command line turns into one sentence and exit code 2."""
 
+import importlib
 from types import ModuleType
 
 
@@ -11,14 +12,18 @@ class MissingPackageError(UserError, ImportError):
     """An optional package is not installed."""
 
 
-def require_torchvision(purpose: str) -> ModuleType:
-    """The module torchvision, imported only here; MissingPackageError where it is missing or does not load."""
+def require(package: str, purpose: str, extra: str) -> ModuleType:
+    """The module `package`, imported only here; MissingPackageError, with the line that installs it, where it is missing or does not load."""
     try:
-        import torchvision
+        return importlib.import_module(package)
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError or OSError, not ImportError
         cause = "it is not installed" if isinstance(error, ModuleNotFoundError) else f"it does not load ({one_line(error)})"
-        raise MissingPackageError(f'{purpose} needs torchvision, but {cause}: pip install "interflow-kernels[vision]"') from error
-    return torchvision  # type: ignore[no-any-return, unused-ignore]
+        raise MissingPackageError(f'{purpose} needs {package}, but {cause}: pip install "interflow-kernels[{extra}]"') from error
+
+
+def require_torchvision(purpose: str) -> ModuleType:
+    """torchvision, likewise."""
+    return require("torchvision", purpose, "vision")
 
 
 def one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision_operators import FOLDER
 
 from interflow_vision.data.modules import Digits
 from interflow_vision.training.classifier import Classifier
@@ -40,8 +41,9 @@ def interflow() -> Callable[..., "subprocess.CompletedProcess[str]"]:
 
 
 def environment() -> dict[str, str]:
-    """The process's, with import paths that hold in any working directory and two threads."""
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry and Path(entry).exists())
+    """The process's, with import paths that hold in any working directory and two threads; not that of backbones, see there."""
+    entries = [Path(entry).resolve() for entry in sys.path if entry and Path(entry).exists()]
+    path = os.pathsep.join(str(entry) for entry in entries if entry != FOLDER)
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from interflow_kernels import _backend
 
 from ..errors import UserError
+from ..models.vgg import VGG
 from ..reports import comparison, curves
 from ..training import runs
 from ..training.classifier import Classifier
@@ -53,6 +54,7 @@ def demo(root: Path) -> None:
         print(f"  {name:36}{timing['plain']!s:>28}{timing['fused']!s:>28}{timing['plain'].median / timing['fused'].median:15.2f}x")
     print(f"  ({comparison.SHAPES})\n")
     print("A whole training step of the network above, 64 images:")
+    assert isinstance(model.model, VGG)  # digits.yaml's
     steps = comparison.time_train_steps(model.model, device)
     base = steps["VGG-16 without Interflow"].median
     for name, step in steps.items():

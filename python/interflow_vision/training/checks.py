@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..backbones import InterflowNetwork
 from ..data.images import Preprocessing
 from ..data.modules import ImageFolder
 from ..models.vgg import VGG
@@ -34,7 +35,7 @@ def require_in_range(
             raise ValueError(f"{name} must be a finite number, {range_}, got {value}")
 
 
-def knowledge_of(data: Any, model: VGG) -> tuple[Preprocessing | None, tuple[str, ...]]:
+def knowledge_of(data: Any, model: VGG | InterflowNetwork) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """What a data module says of its images: `preprocessing` and `class_names`, both kept in checkpoints for `interflow predict`.
 
     A data module of one's own gives both as attributes: a Preprocessing, and a sequence of strings, one for each class; what lacks is
@@ -59,12 +60,17 @@ def knowledge_of(data: Any, model: VGG) -> tuple[Preprocessing | None, tuple[str
         if model.in_channels == 1 and isinstance(data, ImageFolder):
             remedy += ", or --data.mean and --data.std of one value each, for grey images"
         raise EveryProcessError(f"the data set's images have {rule.channels} channels but the model takes {model.in_channels}: {remedy}")
+    if isinstance(model, InterflowNetwork) and model.fixed_size not in (None, rule.size):
+        raise EveryProcessError(
+            f"images of {rule.size} pixels a side do not fit this backbone, which takes {model.fixed_size}: give --data.size {model.fixed_size}, "
+            f"or a backbone built for them, --model.backbone_options.img_size {rule.size}"
+        )
     if rule.size < model.min_size:
         raise EveryProcessError(f"images of {rule.size} pixels a side are too small for this model's max-pools: give --data.size {model.min_size} or more")
     return rule, names
 
 
-def kept_knowledge(kept: dict[str, Any], model: VGG) -> tuple[Preprocessing | None, tuple[str, ...]]:
+def kept_knowledge(kept: dict[str, Any], model: VGG | InterflowNetwork) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """The same from what a checkpoint keeps; EveryProcessError where it is broken."""
     names = kept.get("class_names") or []
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names) or len(names) not in (0, model.num_classes):

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,12 +13,15 @@ from torch import Tensor
 
 from interflow_kernels import InterflowHead
 
+from ..backbones import InterflowNetwork
 from ..data.images import Preprocessing
 from ..models.registry import create_model
+from ..models.vgg import VGG
 from ..models.wrappers import unwrapped
 from ..processes import EveryProcessError
 from ..reports.contribution import Contribution, branch_terms
 from . import checks, optimization
+from .building import create_backbone
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
 
 CHECKPOINT_KEY = "interflow_vision"
@@ -48,7 +53,10 @@ class Classifier(LightningModule):
         auxiliary_weight: of each auxiliary loss, for head="auxiliary".
         norm: "batch" normalises what the branches see, see InterflowHead; for head="concat" and "last" too.
         branch_loss: weight of each branch's own loss beside the Interflow head's.
-        pretrained: whether training starts from torchvision's ImageNet convolutions.
+        pretrained: whether training starts from torchvision's ImageNet convolutions, for a backbone from its library's weights.
+        backbone: another network in VGG's place: a name of timm, or "torchvision/" and a name of torchvision. Then `name`, `width` and
+            `pool5` do not count, and `stages` are indices among its maps; default: the last four.
+        backbone_options: of timm.create_model or torchvision.models.get_model, such as {"img_size": 32} for a ViT.
         lr: highest learning rate.
         momentum: of SGD.
         weight_decay: of the convolutions' and fully connected weights; biases, norms and the attention have none.
@@ -75,6 +83,8 @@ class Classifier(LightningModule):
         norm: Literal["batch"] | None = None,
         branch_loss: float = 0.0,
         pretrained: bool = False,
+        backbone: str | None = None,
+        backbone_options: dict[str, Any] | None = None,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -94,7 +104,8 @@ class Classifier(LightningModule):
             warmup=warmup,
         )
         self.save_hyperparameters()
-        self.model = create_model(
+        create: Callable[..., VGG | InterflowNetwork] = create_model if backbone is None else partial(create_backbone, backbone, backbone_options)
+        self.model = create(
             name,
             attention,
             num_classes,

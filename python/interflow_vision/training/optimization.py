@@ -9,6 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from interflow_kernels import InterflowHead
 
+from ..backbones import InterflowNetwork
+
 
 def one_cycle(progress: float, warmup: float, start: float = 0.04, end: float = 0.001) -> float:
     """The learning rate's factor at `progress` in [0, 1]: cosine from `start` to 1 in the first `warmup`, then cosine to `end`.
@@ -32,8 +34,12 @@ class Settings:
 
 def decayed(model: nn.Module) -> list[nn.Parameter]:
     """Convolutions' and fully connected weights; not biases (the head's [n, K] neither), norms and the attention."""
-    head_bias = {id(module.bias) for module in model.modules() if isinstance(module, InterflowHead)}  # whatever wraps the head
-    return [p for name, p in model.named_parameters() if p.dim() > 1 and "attention" not in name and id(p) not in head_bias]
+    still = {id(module.bias) for module in model.modules() if isinstance(module, InterflowHead)}  # whatever wraps the head
+    for network in model.modules():
+        if isinstance(network, InterflowNetwork):  # position embeddings and the like; attention blocks of a backbone are weights as others are
+            named = network.no_weight_decay()
+            still |= {id(p) for name, p in network.named_parameters() if name in named}
+    return [p for name, p in model.named_parameters() if p.dim() > 1 and "attention_weight" not in name and "attention_bias" not in name and id(p) not in still]
 
 
 def sgd_one_cycle(model: nn.Module, settings: Settings, steps: int) -> LambdaLR:

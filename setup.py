@@ -57,6 +57,13 @@ def package_version() -> str:
     return found[1]
 
 
+def namespace() -> str:
+    """Of the operators, as interflow_kernels/_namespace.py fixes it."""
+    found = re.search(r'^NAMESPACE = "(\w+)"$', (ROOT / "interflow_kernels/_namespace.py").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 def extensions() -> dict:
     try:
         import pybind11
@@ -85,12 +92,12 @@ def extensions() -> dict:
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
-    version = f'-DINTERFLOW_VERSION="{package_version()}"'
+    names = [f'-DINTERFLOW_VERSION="{package_version()}"', f"-DINTERFLOW_LIBRARY={namespace()}"]
     library = CppExtension(
         "interflow_kernels._cpu",
         sources("csrc/library.cpp", "csrc/*/cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI, version],
+        extra_compile_args=[*FLAGS, STABLE_ABI, *names],
         py_limited_api=True,
         depends=sources("csrc/**/*.h"),
     )
@@ -103,7 +110,7 @@ def extensions() -> dict:
             sources("csrc/*/cuda/*.cpp"),
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, version, "-DUSE_CUDA"],
+            extra_compile_args=[*FLAGS, STABLE_ABI, *names, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,

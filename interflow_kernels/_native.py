@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ._namespace import NAMESPACE
+
 MINIMUM_TORCH = (2, 10)
-_HEAD = "interflow_kernels::interflow_head"
+_HEAD = f"{NAMESPACE}::interflow_head"
 _AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REBUILD = f"reinstall with: {_AGAIN}"
 
@@ -81,7 +83,7 @@ def schemas_exist() -> bool:
 def _loaded(path: Path, kind: str) -> str | None:
     """Loads a library; None where its operators serve, or those of another copy of its version that came first, else why not."""
     torch.ops.load_library(path)
-    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/common/registration.h
+    refusal = getattr(ctypes.CDLL(str(path)), f"{NAMESPACE}_{kind}_refusal")  # csrc/common/registration.h
     refusal.restype = ctypes.c_char_p
     text = refusal()
     return None if text is None else f"{text.decode()}; load one version of it alone"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from . import _backend, _fx, _options, _tracing, _validate, reference
+from . import _backend, _fx, _onnx, _options, _tracing, _validate, reference
 from .triton import registration
 
 if registration.schemas_exist():
@@ -32,6 +32,10 @@ def run_head(
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
     route = _tracing.route()
+    if route == _tracing.ONNX:
+        return _onnx.interflow_head(
+            features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, reference.autocast_dtype(weight)
+        )[:2]
     if not _serves(weight) or route == _tracing.PLAIN:
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
     return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, route)
@@ -128,6 +132,6 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     _validate.tap(u, shift)
     max_pool = _options.flag(max_pool, "max_pool")
     route = _tracing.route()
-    if not _serves(u) or route == _tracing.PLAIN:
+    if not _serves(u) or route in (_tracing.PLAIN, _tracing.ONNX):
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool, route)

@@ -19,8 +19,8 @@ passes, the sums of bias gradients and of gradients from two consumers. HEAD: th
 
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),
-    (TAP, re.compile(r"_Tap(Backward)?$|interflow_kernels::stage_tap")),
-    (HEAD, re.compile(r"_Head(Backward)?$|interflow_kernels::interflow_head")),
+    (TAP, re.compile(r"(_Tap|StageTap(Backward)?Function)(Backward)?$|interflow_kernels::stage_tap")),
+    (HEAD, re.compile(r"(_Head|InterflowHead(Backward)?Function)(Backward)?$|interflow_kernels::interflow_head")),
 )
 """Everything in these operators and ranges is theirs."""
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._namespace import NAMESPACE
 from .._tap_format import is_channels_last
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
 from ._refusals import one_device
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import OPERATORS, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
 
-raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
-raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
+raw_interflow_head = OPERATORS.interflow_head.default
+raw_interflow_head_backward = OPERATORS.interflow_head_backward.default
 
 _REMEDY = "use the head's to_eager(), or backend('eager')"
 _NO_DOUBLE_BACKWARD = f"interflow_head: double backward is not implemented; {_REMEDY}"
@@ -157,7 +158,7 @@ torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, s
 _HeadBackward = differentiable_once("interflow_head_backward", lambda: raw_interflow_head_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
-class _Head(torch.autograd.Function):
+class InterflowHeadFunction(torch.autograd.Function):
     """Arguments: attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features."""
 
     @staticmethod
@@ -196,7 +197,7 @@ class _Head(torch.autograd.Function):
         return tuple(split), (0, 0 if args[2] else None, 0)
 
 
-_head = forward_mode_raises(_Head, _NO_FORWARD_MODE)
+_head = forward_mode_raises(InterflowHeadFunction, _NO_FORWARD_MODE)
 
 
 def _call(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:

@@ -32,8 +32,9 @@ class Settings:
 
 def decayed(model: nn.Module) -> list[nn.Parameter]:
     """Convolutions' and fully connected weights; not biases (the head's [n, K] neither), norms and the attention."""
-    head_bias = {id(module.bias) for module in model.modules() if isinstance(module, InterflowHead)}  # whatever wraps the head
-    return [p for name, p in model.named_parameters() if p.dim() > 1 and "attention" not in name and id(p) not in head_bias]
+    heads = [module for module in model.modules() if isinstance(module, InterflowHead)]  # whatever wraps them
+    left = {id(p) for head in heads for name, p in head.named_parameters() if name in head.no_weight_decay()}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in left]
 
 
 def sgd_one_cycle(model: nn.Module, settings: Settings, steps: int) -> LambdaLR:

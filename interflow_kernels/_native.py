@@ -36,6 +36,22 @@ def library_path(stem: str) -> Path | None:
     return found[0] if found else None
 
 
+def operator_library(device: str = "cpu") -> Path:
+    """The file of the compiled operators for `device`, "cpu" or "cuda": what torch.ops.load_library takes where this package is not imported.
+
+    A program that torch.export, torch.jit or AOTInductor saved with our operators in it needs no more than torch and this file
+    (for "cuda" both files, the CPU's first: it holds the schemas). Raises ValueError for another device, RuntimeError with cause
+    and remedy where the library does not serve here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    error = cpu_error if device == "cpu" else cuda_error
+    path = library_path(f"_{device}")
+    if error is not None or path is None:
+        raise RuntimeError(f"there is no library of compiled operators for {device!r}: {error}")
+    return path.resolve()
+
+
 def build_info() -> dict[str, Any] | None:
     """What is known of the build, or None where nothing was built: from the file beside the libraries, which any Python reads, else from _C."""
     written = libraries / "build_info.json"

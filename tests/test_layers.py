@@ -31,7 +31,7 @@ LAYERS = (
     ("interflow_vision.errors",),
     ("interflow_vision.processes",),
     ("interflow_vision.models", "interflow_vision.data"),
-    ("interflow_vision.reports",),
+    ("interflow_vision.reports", "interflow_vision.serving"),
     ("interflow_vision.training",),
     ("interflow_vision.__init__",),
     ("interflow_vision.cli",),

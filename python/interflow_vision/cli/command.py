@@ -10,6 +10,7 @@ COMMANDS = {
     "validate": "evaluates a checkpoint on the validation images",
     "test": "evaluates a checkpoint on the test images",
     "predict": "classifies image files: class and probability",
+    "export": "writes a checkpoint as a file for another program: torch.export, AOTInductor, TorchScript, ONNX, OpenVINO",
 }
 
 HELP = f"""usage: interflow {{{",".join(COMMANDS)}}} [options]
@@ -42,6 +43,10 @@ def _command() -> int | None:
         from . import predict
 
         return predict.main(sys.argv[2:])
+    elif first == "export":
+        from . import export
+
+        return export.main(sys.argv[2:])
     elif not first:
         raise UserError(f"give a subcommand: {', '.join(COMMANDS)}; `interflow --help` says more")
     elif first not in COMMANDS and not first.startswith("-"):

@@ -10,6 +10,7 @@ the example. Images are [B, C, H, W] in fp32, prepared as the checkpoint's prepr
     openvino      the same as OpenVINO's own two files, .xml and .bin
 """
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,10 +53,18 @@ def _dynamic_batch() -> tuple[dict[int, Any]]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Exporters warn of their own future and of each tensor that becomes a constant; nothing of it is for who exports."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Exporters warn of their own future, of packages that they could use, and of each tensor that becomes a constant; nothing of it is for who exports."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 # --- PyTorch's own ---------------------------------------------------------------------------------------------------------

@@ -134,5 +134,7 @@ def test_half_precision_sums_in_fp32():
             return self.head([x.bfloat16(), z.bfloat16()]).float()
 
     program = exported(Network())
-    types = {output.dtype.name for node in program.model.graph for output in node.outputs if node.op_type in ("ReduceMean", "Gemm") and output.dtype is not None}
+    types = {
+        output.dtype.name for node in program.model.graph for output in node.outputs if node.op_type in ("ReduceMean", "Gemm") and output.dtype is not None
+    }
     assert types == {"FLOAT"}

@@ -127,7 +127,9 @@ class InterflowHead(nn.Module):
         The attention and the branch bias b [n, K] are no weights of inputs, although they have two dimensions, by which timm and
         others choose. Where parameters are computed (parametrizations, weight_norm, pruning): of what those of `weight` are not computed from.
         """
-        return {name for name, _ in self.named_parameters() if not name.removeprefix("parametrizations.").startswith(("weight.", "weight_")) and name != "weight"}
+        return {
+            name for name, _ in self.named_parameters() if not name.removeprefix("parametrizations.").startswith(("weight.", "weight_")) and name != "weight"
+        }
 
     def branch_weight(self, i: int) -> Tensor:
         """W_i [K, D_i]: a view of `weight`."""

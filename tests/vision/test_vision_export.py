@@ -187,7 +187,7 @@ def test_a_missing_package_is_one_sentence(command, checkpoint, monkeypatch, tmp
     for words in (("export", checkpoint, "--format", "onnx", "--out", tmp_path / "x.onnx"), ("predict", "--ckpt", checkpoint, "--engine", "openvino", "x.png")):
         code, lines, errors = command(*words)
         assert (code, lines, len(errors)) == (2, [], 1)
-        assert "which is not installed: pip install \"interflow-kernels[serve]\"" in errors[0]
+        assert 'which is not installed: pip install "interflow-kernels[serve]"' in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def parser() -> Parser:
     )
     made.add_argument("--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file")
     made.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
-    made.add_argument("--device", help=f"default: {'cuda' if torch.cuda.is_available() else 'cpu'}; for --engine onnxruntime and openvino cpu, which they run on")
+    made.add_argument(
+        "--device", help=f"default: {'cuda' if torch.cuda.is_available() else 'cpu'}; for --engine onnxruntime and openvino cpu, which they run on"
+    )
     made.add_argument("--engine", default="torch", choices=list(ENGINES), help="what runs the network (default: %(default)s); the others must be installed")
     made.add_argument(
         "files",

@@ -47,7 +47,7 @@ def packed(network: VGG) -> Call:
 
     def prepare(x: Tensor) -> None:
         layers = network.features.placed()
-        for (_, place, layer), (_, following, end) in zip(layers, [*layers[1:], layers[-1]], strict=True):
+        for (_, place, layer), (_, following, _) in zip(layers, [*layers[1:], layers[-1]], strict=True):
             if place.role == "convolution":
                 assert isinstance(layer, nn.Conv2d)
                 relu = following.role == "relu"

@@ -1,6 +1,6 @@
 """The operators' Python side: a page for each, and how all of them are wired to autograd. Imported only where they exist."""
 
-from . import _flops, _onnx_export, _sharding  # noqa: F401  # which register what they say
+from . import _flops, _sharding  # noqa: F401  # which register what they say
 from .interflow_head import interflow_head
 from .stage_tap import stage_tap
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._on_import import when_imported
-from ._wiring import OPERATORS
+from ._library import OPERATORS
 
 Shape = Sequence[int]
 

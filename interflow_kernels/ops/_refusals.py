@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _validate
 from .._namespace import NAMESPACE
-from ._wiring import OPERATORS, library
+from ._library import OPERATORS, library
 
 _KINDS = ("Sparse", "SparseCsr", "Quantized", "NestedTensor")
 _KEYS = (*(kind + device for kind in _KINDS for device in ("CPU", "CUDA")), "MkldnnCPU", "SparseMeta", "SparseCsrMeta", "NestedTensorMeta")

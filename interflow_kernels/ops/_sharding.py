@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._on_import import when_imported
-from ._wiring import OPERATORS
+from ._library import OPERATORS
 
 # By operator, then by kind: a letter for each tensor. A number is the dimension that is split, "+" a sum over shards, "-" whole.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._namespace import NAMESPACE
-
-library = torch.library.Library(NAMESPACE, "FRAGMENT")
-OPERATORS = getattr(torch.ops, NAMESPACE)
+from ._autograd_kernels import register_autograd
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -68,7 +65,7 @@ def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forw
     """
     refuse = _raising(twice)
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=library)
+    register_autograd(name, refuse, forward_mode)
 
     class Backward(torch.autograd.Function):
         @staticmethod

@@ -19,8 +19,10 @@ from .. import reference
 from .._namespace import NAMESPACE
 from .._tap_format import is_channels_last
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._refusals import one_device
-from ._wiring import OPERATORS, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, looped
 
 raw_interflow_head = OPERATORS.interflow_head.default
 raw_interflow_head_backward = OPERATORS.interflow_head_backward.default
@@ -151,7 +153,7 @@ def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpoole
     return features, *parameters, None, None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("interflow_head", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------

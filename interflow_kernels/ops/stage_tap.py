@@ -17,8 +17,10 @@ from torch import Tensor
 from .._namespace import NAMESPACE
 from .._tap_format import is_channels_last, mask_bytes, new_map, runs_along_channels
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._refusals import one_device
-from ._wiring import OPERATORS, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, looped
 
 raw_stage_tap = OPERATORS.stage_tap.default
 raw_stage_tap_backward = OPERATORS.stage_tap_backward.default
@@ -81,7 +83,7 @@ def _raw_backward(ctx: Any, dm: Tensor | None, dp: Tensor | None, _dmask: Tensor
     return *_gradients(ctx, raw_stage_tap_backward, dm if ctx.max_pool else None, dp, ctx.need_shift), None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::stage_tap", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("stage_tap", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------

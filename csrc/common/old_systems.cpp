@@ -8,7 +8,7 @@
 #include <string>
 
 #if defined(__GLIBC__) && defined(__GLIBCXX__) && (defined(__x86_64__) || defined(__aarch64__))
-#define INTERFLOW_HIDDEN __attribute__((visibility("hidden"), used))
+#define INTERFLOW_HIDDEN __attribute__((visibility("hidden")))
 
 // glibc 2.32. libstdc++ spares atomic counts in a process of one thread: there may always be more.
 extern "C" {

@@ -84,7 +84,7 @@ def compare(program, module):
             assert_close(f"output {i}, B = {batch}", torch.from_numpy(got), want.detach(), 1e-5)
 
 
-@pytest.mark.parametrize("kind", [Heads, Taps])
+@pytest.mark.parametrize("kind", [pytest.param(Heads, marks=pytest.mark.slow), Taps])
 def test_modules_of_any_batch_and_size(kind):
     module = kind().eval()
     compare(exported(module, dynamic_shapes=dynamic()), module)
@@ -97,6 +97,18 @@ def test_programs_with_our_operators_in_them(kind):
     program = torch.export.export(module, inputs(2, 9), dynamic_shapes=dynamic())
     assert any("interflow_kernels" in str(node.target) for node in program.graph.nodes)
     compare(exported(program), module)
+
+
+class Few(Heads):
+    """Two of them: in each run of the tests."""
+
+    def forward(self, x, z):
+        return [self.heads[2]([x, z]), self.heads[7]([x, z]), *self.windows[1].forward_branches([x, z])]
+
+
+def test_a_module_of_few_heads():
+    module = Few().eval()
+    compare(exported(module, dynamic_shapes=dynamic()), module)
 
 
 class Windows(nn.Module):

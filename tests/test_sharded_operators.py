@@ -99,12 +99,12 @@ def check_sentences(mesh):
         made([shards[0], maps(3)[1]])
 
 
-def rank_of(rank, store):
+def rank_of(rank, store, every):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     try:
         mesh = init_device_mesh("cpu", (WORLD,))
-        for attention in ATTENTIONS:
+        for attention in ATTENTIONS if every else ("classwise", "gated"):
             for by in ("image", "class"):
                 check_head(mesh, attention, by)
         for max_pool in (True, False):
@@ -115,8 +115,9 @@ def rank_of(rank, store):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
-def test_two_processes_give_what_one_gives(tmp_path):
-    torch.multiprocessing.spawn(rank_of, (str(tmp_path / "store"),), nprocs=WORLD)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["two modes", "all modes"])
+def test_two_processes_give_what_one_gives(every, tmp_path):
+    torch.multiprocessing.spawn(rank_of, (str(tmp_path / "store"), every), nprocs=WORLD)
 
 
 def test_a_part_of_a_parameter_is_refused_in_a_sentence():

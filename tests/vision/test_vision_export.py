@@ -17,7 +17,7 @@ from interflow_vision.serving.engines import ENGINES, engine, largest_difference
 from interflow_vision.training import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FAST = ("exported", "torchscript", "onnx", "openvino")
+FAST = ("exported", "torchscript", "onnx", pytest.param("openvino", marks=pytest.mark.slow))
 
 
 def need(*names):
@@ -60,7 +60,7 @@ def test_what_is_exported_gives_the_checkpoints_scores(name, command, checkpoint
     assert about["class_names"] == list(classifier.class_names)
 
 
-@pytest.mark.parametrize("head", ["gated", "classwise", "concat"])
+@pytest.mark.parametrize("head", [pytest.param("gated", marks=pytest.mark.slow), pytest.param("classwise", marks=pytest.mark.slow), "concat"])
 def test_heads_that_are_not_folded_are_exported_too(head, tmp_path):
     options = {"head": "concat"} if head == "concat" else {"attention": head}
     network = create_model("vgg16", width=1 / 32, **options).eval().for_inference()
@@ -154,7 +154,7 @@ def test_the_command_writes_packages(command, checkpoint, tmp_path):
 
 
 # --- engines ------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_engines_predict_the_same(name, command, checkpoint, digit_files):
     if name != "torch":
         need(*formats.FORMATS[ENGINES[name]].needs)
@@ -168,6 +168,7 @@ def test_engines_predict_the_same(name, command, checkpoint, digit_files):
         assert label == str(p.argmax().item()) and float(probability) == pytest.approx(p.max().item(), abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "torch"])
 def test_engines_take_batches_and_memory_formats(name):
     need(*formats.FORMATS[ENGINES[name]].needs)

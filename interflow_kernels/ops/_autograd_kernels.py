@@ -45,4 +45,4 @@ class _Front:
 
 def register_autograd(name: str, backward: Callable[..., Any], forward_mode: str, setup_context: Callable[..., Any] | None = None) -> None:
     """torch.library.register_autograd for an operator of ours. forward_mode: the sentence that a differentiation in forward mode is answered."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_Front(name, forward_mode))  # type: ignore[arg-type]
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_Front(name, forward_mode))

@@ -87,5 +87,5 @@ def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forw
             return looped(named.apply, info.batch_size, in_dims, args)
 
     # A class of its own for each operator: its name is what profilers and grad_fn show.
-    named = type(f"{''.join(word.capitalize() for word in name.split('_'))}Function", (Backward,), {"__module__": Backward.__module__})
+    named: Any = type(f"{''.join(word.capitalize() for word in name.split('_'))}Function", (Backward,), {"__module__": Backward.__module__})
     return named

@@ -85,10 +85,10 @@ def copy_of_sources(into: Path, namespace: str) -> None:
     path.write_text(text)
 
 
-def built(backend: str, temporary: Path) -> Path:
-    """The package of one backend with its libraries, built under its own namespace; its folder."""
+def built(backend: str, namespace: str, temporary: Path) -> Path:
+    """The package of one backend with its libraries, built under a namespace; its folder."""
     sources = temporary / f"sources-{backend}"
-    copy_of_sources(sources, kernel_id(backend))
+    copy_of_sources(sources, namespace)
     words = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", str(temporary / f"objects-{backend}")]
     environment = {**os.environ, "INTERFLOW_CUDA": "1" if backend == "cuda" else "0", "INTERFLOW_NATIVE": "1"}
     subprocess.run(words, cwd=sources, check=True, env=environment)
@@ -104,7 +104,7 @@ def variants(backend: str, toolkit: str = "") -> list[str]:
     return [f"torch{version}-cxx11-{device}-{platform.machine()}-linux" for version in TORCH]
 
 
-def metadata(folder: Path, backend: str, built_for: dict[str, str]) -> dict[str, object]:
+def metadata(folder: Path, backend: str, identity: str, built_for: dict[str, str]) -> dict[str, object]:
     """What `kernels` reads before it loads the package in a folder."""
     device: dict[str, object] = {"type": backend}
     if backend == "cuda":
@@ -112,7 +112,7 @@ def metadata(folder: Path, backend: str, built_for: dict[str, str]) -> dict[str,
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "metadata.json")
     digests = {str(path.relative_to(folder)): base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode() for path in files}
     return {
-        "id": kernel_id(backend),
+        "id": identity,
         "name": NAME.replace("_", "-"),
         "version": VERSION,
         "license": "Apache-2.0",
@@ -126,7 +126,8 @@ def make(folder: Path = HUB, backends: tuple[str, ...] = ("cpu",), only: str | N
     """Builds the folder anew. only: one version of torch, such as "213", instead of all."""
     shutil.rmtree(folder, ignore_errors=True)
     for backend in backends:
-        package = built(backend, folder.parent / f"{folder.name}-temp")
+        identity = kernel_id(backend)  # once: sources may change while they are compiled
+        package = built(backend, identity, folder.parent / f"{folder.name}-temp")
         about = json.loads((package / "build_info.json").read_text())
         for variant in variants(backend, about["cuda"]):
             if only is not None and not variant.startswith(f"torch{only}-"):
@@ -134,8 +135,8 @@ def make(folder: Path = HUB, backends: tuple[str, ...] = ("cpu",), only: str | N
             target = folder / "build" / variant
             shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__"))
             (target / NAME).mkdir()
-            (target / NAME / "__init__.py").write_text(COMPATIBILITY.format(name=kernel_id(backend)))
-            (target / "metadata.json").write_text(json.dumps(metadata(target, backend, about), indent=1) + "\n")
+            (target / NAME / "__init__.py").write_text(COMPATIBILITY.format(name=identity))
+            (target / "metadata.json").write_text(json.dumps(metadata(target, backend, identity, about), indent=1) + "\n")
             print(target)
     quoted = ", ".join(f'"{backend}"' for backend in backends)
     abi = "\n".join(f'{backend} = "2.10"' for backend in backends)

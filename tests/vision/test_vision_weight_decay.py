@@ -41,5 +41,5 @@ def test_ours_decays_convolutions_and_the_heads_weight(computed):
 def test_timm_makes_the_same_groups():
     timm = pytest.importorskip("timm.optim", reason="timm is not installed", exc_type=ImportError)
     net = model()
-    none, some = timm.param_groups_weight_decay(net, 1e-2, net.no_weight_decay())
+    none, some = timm.param_groups_weight_decay(net, 1e-2, no_weight_decay_list=net.no_weight_decay())
     assert none["weight_decay"] == 0.0 and {id(p) for p in some["params"]} == {id(p) for p in decayed(net)}

@@ -3,6 +3,7 @@
 # make test-slow   what takes longer: the CUDA library for every architecture and its machine code, Triton's kernels under its interpreter,
 #              mistakes that the emulation must catch, sanitizers, training in two processes
 # make test-backbones   Interflow on the smallest model of every timm family, forward and backward, both memory formats: part of test-slow
+# make test-newest   the suite beside the newest torch that was tried, NEWEST, with its torchvision, in an environment of its own, .venv-newest
 # make lint    ruff and mypy
 # make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
@@ -18,7 +19,8 @@
 #              Results in bench/results/<gpu>/ or GPU_OUT. DEVICE=cpu rehearses in seconds, without a GPU. GPU_ARGS: as `python -m gpu --help` lists.
 # make gpu-full   every case of bench, the whole grid of networks, batches, dtypes and layouts: hours, into bench/results/<gpu>-full/
 # make gpu-kit    here, for a GPU elsewhere: build/gpu-kit, the package with libraries for every GPU, for any Python >= 3.10 and torch >= 2.10
-# make wheel   builds sdist and wheel into dist/, installs the wheel beside torch alone and runs the head
+# make wheel   builds sdist and wheel into dist/, has auditwheel check them for manylinux_2_28, installs the wheel beside torch alone and runs the head
+# make hub     build/hub, the package as a kernel for Hugging Face's `kernels`. HUB_ARGS: as `python bench/hub.py --help` lists
 # Each but those of gpu, gpu-kit excepted, makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -31,8 +33,11 @@ BENCH_RESULTS := bench/results/cpu-2core
 BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
+NEWEST ?= torch==2.14.1 torchvision==0.29.1
+NEW := .venv-newest
 
-.PHONY: demo test test-slow test-backbones lint fuzz bench bench-full bench-backbones bench-compare bench-readme profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
+.PHONY: demo test test-slow test-backbones test-newest hub lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
+	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
@@ -46,6 +51,9 @@ test-slow: $(VENV)/installed
 
 test-backbones: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow tests/backbones/test_backbone_families.py
+
+test-newest: $(NEW)/installed
+	$(NEW)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -91,6 +99,18 @@ gpu-model: $(VENV)/installed
 
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py
+
+hub: $(VENV)/installed
+	$(BIN)/python bench/hub.py $(HUB_ARGS)
+
+# The newest torch brings its own Triton; all else is pinned as in .venv. The package is this tree's, with the compiled part of .venv: the libraries are one
+# binary for every torch >= 2.10, which this environment tests.
+$(NEW)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(NEW)
+	grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(NEW)/constraints.txt
+	$(NEW)/bin/pip --disable-pip-version-check install -q -c $(NEW)/constraints.txt $(NEWEST) numpy setuptools wheel ninja pybind11
+	INTERFLOW_NATIVE=0 $(NEW)/bin/pip --disable-pip-version-check install -q -c $(NEW)/constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	@touch $@
 
 # timm and torchvision lie beside the environment, for tests and benchmarks (tests/torchvision_operators.py): inside it, a torchvision that does
 # not load beside this torch would keep Lightning from loading.

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))  # an isolated build does not look beside setup.py
 from cuda_build import compile_kernels, decide_cuda, digest, jobs, output_of, sources, switch  # noqa: E402
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+OLD_SYSTEMS = "csrc/common/old_systems.cpp"  # with old_glibc.h: no library needs a newer system than manylinux_2_28
+FLAGS = ["-include", str(ROOT / "csrc/common/old_glibc.h"), "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 
 
 def native_is_wanted() -> bool:
@@ -57,6 +58,13 @@ def package_version() -> str:
     return found[1]
 
 
+def namespace() -> str:
+    """Of the operators, as interflow_kernels/_namespace.py fixes it."""
+    found = re.search(r'^NAMESPACE = "(\w+)"$', (ROOT / "interflow_kernels/_namespace.py").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
 def extensions() -> dict:
     try:
         import pybind11
@@ -79,18 +87,18 @@ def extensions() -> dict:
     }
     module = CppExtension(
         "interflow_kernels._C",
-        ["csrc/bindings.cpp"],
+        ["csrc/bindings.cpp", OLD_SYSTEMS],
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         extra_compile_args=[*FLAGS, *(f'-D{name}="{value}"' for name, value in information.items())],
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
-    version = f'-DINTERFLOW_VERSION="{package_version()}"'
+    names = [f'-DINTERFLOW_VERSION="{package_version()}"', f"-DINTERFLOW_LIBRARY={namespace()}"]
     library = CppExtension(
         "interflow_kernels._cpu",
-        sources("csrc/library.cpp", "csrc/*/cpu/*.cpp"),
+        [*sources("csrc/library.cpp", "csrc/*/cpu/*.cpp"), OLD_SYSTEMS],
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI, version],
+        extra_compile_args=[*FLAGS, STABLE_ABI, *names],
         py_limited_api=True,
         depends=sources("csrc/**/*.h"),
     )
@@ -100,10 +108,10 @@ def extensions() -> dict:
     if cuda.toolkit is not None:
         device = CppExtension(
             "interflow_kernels._cuda",
-            sources("csrc/*/cuda/*.cpp"),
+            [*sources("csrc/*/cuda/*.cpp"), OLD_SYSTEMS],
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, version, "-DUSE_CUDA"],
+            extra_compile_args=[*FLAGS, STABLE_ABI, *names, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,

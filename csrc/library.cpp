@@ -1,9 +1,6 @@
 // The schemas of every operator: the table of contents of the compiled part. Kernels register under their device's key.
 #include "common/registration.h"
 
-#ifndef INTERFLOW_LIBRARY  // the host emulation of the CUDA part defines the same operators under another name
-#define INTERFLOW_LIBRARY interflow_kernels
-#endif
 // What this library exports, under a name of its own: INTERFLOW_EXPORTED(_version) is interflow_kernels_cpu_version.
 #define INTERFLOW_EXPORTED(name) C10_CONCATENATE(INTERFLOW_LIBRARY, _cpu##name)
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from ._namespace import NAMESPACE
+
 MINIMUM_TORCH = (2, 10)
-_HEAD = "interflow_kernels::interflow_head"
-_NEWEST = "interflow_kernels::interflow_pool"
+_HEAD = f"{NAMESPACE}::interflow_head"
+_NEWEST = f"{NAMESPACE}::interflow_pool"
 """The operator that came last: a library without it was built of older sources, although its version may be this one's."""
 _AGAIN = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _REBUILD = f"reinstall with: {_AGAIN}"
@@ -34,6 +36,22 @@ def library_path(stem: str) -> Path | None:
     """The compiled library of this package whose file name starts with `stem`, e.g. "_cpu"."""
     found = sorted(libraries.glob(f"{stem}.*so"))
     return found[0] if found else None
+
+
+def operator_library(device: str = "cpu") -> Path:
+    """The file of the compiled operators for `device`, "cpu" or "cuda": what torch.ops.load_library takes where this package is not imported.
+
+    A program that torch.export, torch.jit or AOTInductor saved with our operators in it needs no more than torch and this file
+    (for "cuda" both files, the CPU's first: it holds the schemas). Raises ValueError for another device, RuntimeError with cause
+    and remedy where the library does not serve here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    error = cpu_error if device == "cpu" else cuda_error
+    path = library_path(f"_{device}")
+    if error is not None or path is None:
+        raise RuntimeError(f"there is no library of compiled operators for {device!r}: {error}")
+    return path.resolve()
 
 
 def build_info() -> dict[str, Any] | None:
@@ -83,7 +101,7 @@ def schemas_exist() -> bool:
 def _loaded(path: Path, kind: str) -> str | None:
     """Loads a library; None where its operators serve, or those of another copy of its version that came first, else why not."""
     torch.ops.load_library(path)
-    refusal = getattr(ctypes.CDLL(str(path)), f"interflow_kernels_{kind}_refusal")  # csrc/common/registration.h
+    refusal = getattr(ctypes.CDLL(str(path)), f"{NAMESPACE}_{kind}_refusal")  # csrc/common/registration.h
     refusal.restype = ctypes.c_char_p
     text = refusal()
     return None if text is None else f"{text.decode()}; load one version of it alone"

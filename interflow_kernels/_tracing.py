@@ -12,7 +12,9 @@ COMPILED = "compiled"
 OPERATOR = "operator"
 """torch.export and torch.jit.trace: the operator itself. It differentiates by its own registration, is saved and loaded by name."""
 PLAIN = "plain"
-"""The reference in plain PyTorch operators, where the operator cannot follow: torch.func in a compiled graph, ONNX."""
+"""The reference in plain PyTorch operators, where the operator cannot follow: torch.func in a compiled graph."""
+ONNX = "onnx"
+"""Either of torch's exporters to ONNX: operators that ONNX has, see _onnx.py."""
 FORWARD_MODE = "forward mode"
 """Dynamo traces a jvp, jacfwd or hessian: refused, as uncompiled. In plain operators Inductor (2.13) reads its zero tangents from address 0."""
 
@@ -23,7 +25,7 @@ def _road_while_compiling() -> str:
         transforms = retrieve_all_functorch_interpreters()
         return FORWARD_MODE if any(each.key() == TransformType.Jvp for each in transforms) else PLAIN
     if torch.onnx.is_in_onnx_export():
-        return PLAIN
+        return ONNX
     return OPERATOR if torch.compiler._is_exporting_flag else COMPILED
 
 
@@ -33,12 +35,12 @@ _road_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-define
 
 
 def route() -> str:
-    """EAGER, COMPILED, OPERATOR, PLAIN or FORWARD_MODE. Asked while Dynamo traces, it guards on an open dual level (torch.autograd.forward_ad)."""
+    """EAGER, COMPILED, OPERATOR, PLAIN, ONNX or FORWARD_MODE. Asked while Dynamo traces, it guards on an open dual level (torch.autograd.forward_ad)."""
     if torch.compiler.is_compiling():
         found = _road_while_compiling()
         return PLAIN if found == COMPILED and forward_ad._current_level >= 0 else found
     if torch._C._get_tracing_state() is not None:
-        return PLAIN if torch.onnx.is_in_onnx_export() else OPERATOR
+        return ONNX if torch.onnx.is_in_onnx_export() else OPERATOR
     return EAGER
 
 

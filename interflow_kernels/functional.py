@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from . import _backend, _fx, _options, _tracing, _validate, reference
+from . import _backend, _fx, _onnx, _options, _tracing, _validate, reference
 from .triton import registration
 
 if registration.schemas_exist():
@@ -32,6 +32,10 @@ def run_head(
 ) -> tuple[Tensor, Tensor | None]:
     """The head on checked arguments, features in [B, C, H, W] or [B, D_i] views -> y [B, K], Z [B, n, K] where needed."""
     route = _tracing.route()
+    if route == _tracing.ONNX:
+        return _onnx.interflow_head(
+            features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, reference.autocast_dtype(weight)
+        )[:2]
     if not _serves(weight) or route == _tracing.PLAIN:
         return reference.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size)
     return ops.interflow_head(features, weight, bias, attention_weight, attention_bias, attention, pool_size, need_branches, route)
@@ -40,6 +44,8 @@ def run_head(
 def run_pool(features: list[Tensor], pool_size: tuple[int, int]) -> Tensor:
     """The head's first half on checked features -> p [B, D] in fp32, fp64 for fp64 features. Where all are pooled already it is a concatenation."""
     route = _tracing.route()
+    if route == _tracing.ONNX:
+        return _onnx.interflow_pool(features, pool_size)
     if route == _tracing.PLAIN or not _serves(features[0]) or all(x.dim() == 2 for x in features):
         return reference.interflow_pool(features, pool_size)
     return ops.interflow_pool(features, pool_size, route)
@@ -136,7 +142,7 @@ def stage_tap(u: Tensor, shift: Tensor | None = None, *, max_pool: bool = True) 
     _validate.tap(u, shift)
     max_pool = _options.flag(max_pool, "max_pool")
     route = _tracing.route()
-    if not _serves(u) or route == _tracing.PLAIN:
+    if not _serves(u) or route in (_tracing.PLAIN, _tracing.ONNX):
         return reference.stage_tap(u, shift, max_pool)
     return ops.stage_tap(u, shift, max_pool, route)
 
@@ -173,7 +179,7 @@ def stage_end(u: Tensor, shift: Tensor | None = None, residual: Tensor | None = 
     _validate.end(u, shift, residual)
     activation = _options.activation_name(activation)
     route = _tracing.route()
-    if not _serves(u) or route == _tracing.PLAIN:
+    if not _serves(u) or route in (_tracing.PLAIN, _tracing.ONNX):
         return reference.stage_end(u, shift, residual, activation)
     if residual is not None and residual.dtype is not u.dtype:
         residual = residual.to(u.dtype)

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # and no unit of its own. A package's __init__ is "package.__init__" where its parts have layers of their own.
 LAYERS = (
     # interflow_kernels: what needs nothing of this package
-    ("interflow_kernels._C", "interflow_kernels._version", "interflow_kernels.reference"),
-    ("interflow_kernels._native", "interflow_kernels._tap_format", "interflow_kernels._tracing", "interflow_kernels._fx"),
+    ("interflow_kernels._C", "interflow_kernels._version", "interflow_kernels._namespace", "interflow_kernels._on_import", "interflow_kernels.reference"),
+    ("interflow_kernels._native", "interflow_kernels._tap_format", "interflow_kernels._tracing", "interflow_kernels._fx", "interflow_kernels._onnx"),
     # the Triton kernels, and where they are registered
     ("interflow_kernels.triton.__init__", "interflow_kernels.triton.common", "interflow_kernels.triton.tiles"),
     ("interflow_kernels.triton.interflow_head", "interflow_kernels.triton.stage_end", "interflow_kernels.triton.stage_tap"),
@@ -32,7 +32,7 @@ LAYERS = (
     ("interflow_vision.processes",),
     ("interflow_vision.models", "interflow_vision.data"),
     ("interflow_vision.backbones",),
-    ("interflow_vision.reports",),
+    ("interflow_vision.reports", "interflow_vision.serving"),
     ("interflow_vision.training",),
     ("interflow_vision.compare",),
     ("interflow_vision.__init__",),
@@ -43,7 +43,7 @@ LAYERS = (
     ("networks", "pages", "gpu_model"),
     ("bench_backbones", "bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
-    ("branch_cost", "profile_networks", "triton_host_time"),
+    ("branch_cost", "profile_networks", "triton_host_time", "serving", "hub"),
 )
 # Folders whose modules are searched, each with the name its modules have in front.
 TREES = ((ROOT / "interflow_kernels", "interflow_kernels"), (ROOT / "python/interflow_vision", "interflow_vision"), (ROOT / "bench", ""))
@@ -136,8 +136,8 @@ def test_there_is_no_circle():
 def test_the_search_finds_imports():
     """It reads the real trees, and what it finds there is there."""
     edges = {name: {target for target, _ in targets} for name, targets in graph(TREES).items()}
-    assert {"interflow_kernels._C"} == edges["interflow_kernels._native"]
-    assert {"interflow_kernels._native"} == edges["interflow_kernels.triton.registration"]
+    assert {"interflow_kernels._C", "interflow_kernels._namespace"} == edges["interflow_kernels._native"]
+    assert {"interflow_kernels._native", "interflow_kernels._namespace"} == edges["interflow_kernels.triton.registration"]
     assert {"interflow_kernels.ops.__init__", "interflow_kernels._backend", "interflow_kernels._validate"} <= edges["interflow_kernels.functional"]
     assert "interflow_vision.reports.curves" in edges["interflow_vision.training.runs"]
     assert {"harness.stats", "interflow_kernels._backend"} <= set().union(*(edges[name] for name in edges if name.startswith("harness.")))

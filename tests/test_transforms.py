@@ -157,7 +157,11 @@ def test_forward_mode_is_refused_by_every_road():
         func.jvp(lambda dy: func.vjp(of_map(fused, maps), maps[0])[1](dy)[0], (torch.ones(2, 3),), (torch.ones(2, 3),))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(maps[0], torch.ones_like(maps[0]))
-        for f in (fused, fused.fold(), lambda xs: stage_tap(xs[0])):
+        raw = torch.ops.interflow_kernels
+        roads = [fused, fused.fold(), fused.forward_branches, lambda xs: stage_tap(xs[0]), lambda xs: raw.stage_tap(xs[0], None, True, True)]
+        roads.append(lambda xs: raw.interflow_head(xs, fused.weight, None, fused.attention_weight, None, "nxn", [1, 1], False, None))
+        roads.append(lambda xs: raw.stage_tap_backward(None, xs[0].sum((2, 3)), torch.zeros(64, dtype=torch.uint8), xs[0], False, False, False))
+        for f in roads:
             for mode in (torch.no_grad, torch.enable_grad):
                 with mode(), pytest.raises(NotImplementedError, match=sentence):
                     f([dual, maps[1]])

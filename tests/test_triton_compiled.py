@@ -160,14 +160,26 @@ def test_head_of_pooled_fp32_features(attention, target):
         check(launch, target)
 
 
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow), pytest.param("sm_100", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+def test_gradients_of_half_precision_weights(dtype, target):
+    """Products of other parts than fp32's: fp16 in two, bf16 in one."""
+    check(head_launches(dtype, "contiguous", "nxn", "pooled", target)["head_gradients"], target)
+
+
+# Of 16 stages' gates: what leaves as many waves on a SIMD, or warps on a multiprocessor, as the fewest registers that any version of Triton found.
+# gfx942 has 512 a lane, two waves from 171 to 256 each (Triton 3.9: 202, 3.8: 226).
+OF_SIXTEEN = {"sm_90": 208, "gfx942": 256, "gfx1100": 208}
+
+
 @pytest.mark.parametrize("target", ALL)
 def test_gates_of_sixteen_stages(target):
     launches = head_launches(torch.bfloat16, "contiguous", "gated", "pooled", target, [96] * 16)
     found = resources(compiled(launches["head_scores"], TARGETS[target]))
-    assert found.spilled == 0 and found.registers <= 208, found
+    assert found.spilled == 0 and found.registers <= OF_SIXTEEN[target], found
     if target != "sm_90":  # where head_tail takes half a minute to compile
         found = resources(compiled(launches["head_tail"], TARGETS[target]))
-        assert found.spilled == 0 and found.registers <= 208, found
+        assert found.spilled == 0 and found.registers <= OF_SIXTEEN[target], found
 
 
 def test_no_programs_are_no_launch():

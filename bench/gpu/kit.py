@@ -17,7 +17,7 @@ from .setting import KIT
 
 MOST = 64 << 20  # bytes
 LIBRARIES = ("_cpu.abi3.so", "_cuda.abi3.so")
-OLDEST_GLIBC = (2, 34)  # of a machine that the kit runs on: RHEL 9, Ubuntu 22.04, Debian 12
+OLDEST_GLIBC = (2, 28)  # of a machine that the kit runs on: RHEL 8, Ubuntu 20.04, Debian 10
 USE = """
 import torch, interflow_kernels as ik
 from interflow_kernels import _native

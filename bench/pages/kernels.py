@@ -20,8 +20,8 @@ plain PyTorch."""
 
 OWNERS = (
     (OPTIMIZER, re.compile(r"Optimizer\.")),
-    (TAP, re.compile(r"_(Tap|End)(Backward)?$|interflow_kernels::stage_(tap|end)")),
-    (HEAD, re.compile(r"_Head(Backward)?$|_Pool$|interflow_kernels::interflow_(head|pool)")),
+    (TAP, re.compile(r"(_Tap|_End|Stage(Tap|End)(Backward)?Function)(Backward)?$|interflow_kernels::stage_(tap|end)")),
+    (HEAD, re.compile(r"(_Head|_Pool|Interflow(Head|Pool)(Backward)?Function)(Backward)?$|interflow_kernels::interflow_(head|pool)")),
 )
 """Everything in these operators and ranges is theirs."""
 

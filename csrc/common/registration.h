@@ -12,6 +12,10 @@
 #include <string>
 #include <vector>
 
+// The operators' namespace, as interflow_kernels/_namespace.py fixes it; the host emulation of the CUDA part gives another.
+#ifndef INTERFLOW_LIBRARY
+#define INTERFLOW_LIBRARY interflow_kernels
+#endif
 #ifndef INTERFLOW_VERSION
 #define INTERFLOW_VERSION "unknown"
 #endif

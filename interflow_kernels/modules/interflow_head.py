@@ -13,6 +13,7 @@ from .. import _fx, _options, _tracing, _validate, functional, reference
 from ._norm import new_norm, normalised, scale_and_shift
 from ._twin import only_read, recompute, twin
 from .folded_head import FoldedInterflowHead
+from .sharding import require_whole
 
 # weight [K, D], bias [n, K], attention_weight, attention_bias
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -136,6 +137,16 @@ class InterflowHead(nn.Module):
         if isinstance(self.norm, _BatchNorm):
             self.norm.reset_parameters()
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone: all but `weight`.
+
+        The attention and the branch bias b [n, K] are no weights of inputs, although they have two dimensions, by which timm and
+        others choose. Where parameters are computed (parametrizations, weight_norm, pruning): of what those of `weight` are not computed from.
+        """
+        return {
+            name for name, _ in self.named_parameters() if not name.removeprefix("parametrizations.").startswith(("weight.", "weight_")) and name != "weight"
+        }
+
     def branch_weight(self, i: int) -> Tensor:
         """W_i [K, D_i]: a view of `weight`."""
         return self._branch_weight(self.weight, i)
@@ -183,6 +194,15 @@ class InterflowHead(nn.Module):
         attention_bias = held["attention_bias"] if "attention_bias" in held else self.attention_bias  # noqa: SIM401
         return weight, bias, attention_weight, attention_bias  # type: ignore[return-value]  # weights are never None
 
+    def _whole(self, what: str) -> Parameters:
+        """As `_read`; ValueError where FSDP or DTensor leave this process a part."""
+        parameters = self._read()
+        n, k = self.num_stages, self.num_classes
+        shapes = ((k, sum(self.widths)), (n, k), *_validate.attention_shapes(self.attention, n, k))
+        names = ("weight", "bias", "attention_weight", "attention_bias")
+        require_whole(what, {name: (tensor, shape or ()) for name, tensor, shape in zip(names, parameters, shapes, strict=True)})
+        return parameters
+
     def _checked(self, features: Sequence[Tensor] | Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
         return _validate.features(features, weight, self.num_stages, self.pool_size, self.layout, self.in_channels)
 
@@ -220,7 +240,7 @@ class InterflowHead(nn.Module):
         Raises ValueError for "gated" without features.
         """
         with torch.no_grad(), only_read(self):
-            weight, _, attention_weight, attention_bias = parameters = self._read()
+            weight, _, attention_weight, attention_bias = parameters = self._whole("stage_weights")
             if self.attention != "gated":
                 return reference.effective_weights(self.attention, attention_weight, self.num_stages, self.num_classes).clone()
             if features is None:
@@ -236,13 +256,14 @@ class InterflowHead(nn.Module):
 
         A norm goes into W_i and b_i first, with its running statistics (`without_norm`).
         Returns a new module; this one stays as it is. Parametrized, weight-normed and pruned parameters are folded as they are
-        in eval mode. Raises ValueError for "gated", which is not linear in Z, and for a norm without running statistics.
+        in eval mode. Raises ValueError for "gated", which is not linear in Z, for a norm without running statistics, and for parameters of
+        which this process has only a part.
         """
         if self.attention == "gated":
             raise ValueError("attention='gated' cannot be folded: its weights depend on the input")
         n, k = self.num_stages, self.num_classes
         with only_read(self):
-            own, own_bias, attention_weight, attention_bias = self._read()
+            own, own_bias, attention_weight, attention_bias = self._whole("fold")
             weight, bias_of = self._without_norm(own, own_bias)
         a = reference.effective_weights(self.attention, attention_weight.double(), n, k)  # [n, K]
         weight = torch.cat([a[i][:, None] * self._branch_weight(weight, i) for i in range(n)], 1)

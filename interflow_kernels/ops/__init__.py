@@ -1,5 +1,6 @@
 """The operators' Python side: a page for each, and how all of them are wired to autograd. Imported only where they exist."""
 
+from . import _flops, _sharding  # noqa: F401  # which register what they say
 from .interflow_head import interflow_head
 from .interflow_pool import interflow_pool
 from .stage_end import stage_end

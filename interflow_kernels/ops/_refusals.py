@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import _validate
-from ._wiring import NAMESPACE, library
+from .._namespace import NAMESPACE
+from ._library import OPERATORS, library
 
 _KINDS = ("Sparse", "SparseCsr", "Quantized", "NestedTensor")
 _KEYS = (*(kind + device for kind in _KINDS for device in ("CPU", "CUDA")), "MkldnnCPU", "SparseMeta", "SparseCsrMeta", "NestedTensorMeta")
@@ -15,7 +16,7 @@ _KEYS = (*(kind + device for kind in _KINDS for device in ("CPU", "CUDA")), "Mkl
 
 def _tensors(operator: str, arguments: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of each tensor among an operator's arguments; those of a list as features[i]."""
-    names = [a.name for a in getattr(torch.ops.interflow_kernels, operator).default._schema.arguments]
+    names = [a.name for a in getattr(OPERATORS, operator).default._schema.arguments]
     for name, value in zip(names, arguments, strict=False):
         if isinstance(value, Tensor):
             yield name, value

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-NAMESPACE = "interflow_kernels"
-library = torch.library.Library(NAMESPACE, "FRAGMENT")
+from ._autograd_kernels import register_autograd
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -66,7 +65,7 @@ def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forw
     """
     refuse = _raising(twice)
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", refuse, lib=library)
+    register_autograd(name, refuse, forward_mode)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -85,6 +84,8 @@ def differentiable_once(name: str, operator: Callable[[], Any], twice: str, forw
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return looped(Backward.apply, info.batch_size, in_dims, args)
+            return looped(named.apply, info.batch_size, in_dims, args)
 
-    return Backward
+    # A class of its own for each operator: its name is what profilers and grad_fn show.
+    named: Any = type(f"{''.join(word.capitalize() for word in name.split('_'))}Function", (Backward,), {"__module__": Backward.__module__})
+    return named

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._namespace import NAMESPACE
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._pooling import feature_gradients, pooled_width, remember_features
 from ._refusals import one_device
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, looped
 
-raw_interflow_head = torch.ops.interflow_kernels.interflow_head.default
-raw_interflow_head_backward = torch.ops.interflow_kernels.interflow_head_backward.default
+raw_interflow_head = OPERATORS.interflow_head.default
+raw_interflow_head_backward = OPERATORS.interflow_head_backward.default
 
 _REMEDY = "use the head's to_eager(), or backend('eager')"
 _NO_DOUBLE_BACKWARD = f"interflow_head: double backward is not implemented; {_REMEDY}"
@@ -117,14 +120,14 @@ def _raw_backward(ctx: Any, dy: Tensor | None, dbranches: Tensor | None, _dpoole
     return features, *parameters, None, None, None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::interflow_head", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("interflow_head", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
 _HeadBackward = differentiable_once("interflow_head_backward", lambda: raw_interflow_head_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
-class _Head(torch.autograd.Function):
+class InterflowHeadFunction(torch.autograd.Function):
     """Arguments: attention, pool_size, need_branches, dtype, weight, bias, attention_weight, attention_bias, *features."""
 
     @staticmethod
@@ -163,7 +166,7 @@ class _Head(torch.autograd.Function):
         return tuple(split), (0, 0 if args[2] else None, 0)
 
 
-_head = forward_mode_raises(_Head, _NO_FORWARD_MODE)
+_head = forward_mode_raises(InterflowHeadFunction, _NO_FORWARD_MODE)
 
 
 def _call(attention: str, pool_size: Any, need_branches: bool, dtype: Any, weight: Tensor, bias: Any, aw: Any, ab: Any, *features: Tensor) -> Any:

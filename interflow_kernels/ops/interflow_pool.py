@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._namespace import NAMESPACE
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._pooling import feature_gradients, pooled_width, remember_features
 from ._refusals import one_device
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, forward_mode_raises, library
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, forward_mode_raises
 
-raw_interflow_pool = torch.ops.interflow_kernels.interflow_pool.default
+raw_interflow_pool = OPERATORS.interflow_pool.default
 
 _NO_FORWARD_MODE = "interflow_pool: forward-mode differentiation (jvp, jacfwd, hessian) is not implemented; use the head's to_eager(), or backend('eager')"
 
@@ -39,11 +42,11 @@ def _raw_backward(ctx: Any, dp: Tensor) -> Any:
     return feature_gradients(ctx, dp), None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::interflow_pool", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("interflow_pool", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the modules' own Function -----------------------------------------------------------------------------------------
-class _Pool(torch.autograd.Function):
+class InterflowPoolFunction(torch.autograd.Function):
     """Arguments: pool_size, *features."""
 
     @staticmethod
@@ -69,7 +72,7 @@ class _Pool(torch.autograd.Function):
         return _call(pool_size, *joined).unflatten(0, (info.batch_size, -1)), 0
 
 
-_pool = forward_mode_raises(_Pool, _NO_FORWARD_MODE)
+_pool = forward_mode_raises(InterflowPoolFunction, _NO_FORWARD_MODE)
 
 
 def _call(pool_size: Any, *features: Tensor) -> Tensor:

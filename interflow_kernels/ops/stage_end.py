@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._namespace import NAMESPACE
 from .._tap_format import is_channels_last, new_map, runs_along_channels
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._refusals import one_device
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, looped
 
-raw_stage_end = torch.ops.interflow_kernels.stage_end.default
-raw_stage_end_backward = torch.ops.interflow_kernels.stage_end_backward.default
+raw_stage_end = OPERATORS.stage_end.default
+raw_stage_end_backward = OPERATORS.stage_end_backward.default
 
 _REMEDY = "use backend('eager')"
 _NO_DOUBLE_BACKWARD = f"stage_end: double backward is not implemented; {_REMEDY}"
@@ -74,14 +77,14 @@ def _raw_backward(ctx: Any, dv: Tensor | None, dp: Tensor | None) -> Any:
     return *_gradients(ctx, raw_stage_end_backward, dv, dp, ctx.need_shift), None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::stage_end", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("stage_end", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
 _EndBackward = differentiable_once("stage_end_backward", lambda: raw_stage_end_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
-class _End(torch.autograd.Function):
+class StageEndFunction(torch.autograd.Function):
     """Arguments: activation, u, shift, residual."""
 
     @staticmethod
@@ -115,7 +118,7 @@ class _End(torch.autograd.Function):
         return tuple(t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in outputs), (0, 0)
 
 
-_end = forward_mode_raises(_End, _NO_FORWARD_MODE)
+_end = forward_mode_raises(StageEndFunction, _NO_FORWARD_MODE)
 
 
 def stage_end(u: Tensor, shift: Tensor | None, residual: Tensor | None, activation: str, route: str = EAGER) -> tuple[Tensor, Tensor]:

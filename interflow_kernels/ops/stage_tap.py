@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._namespace import NAMESPACE
 from .._tap_format import is_channels_last, mask_bytes, new_map, runs_along_channels
 from .._tracing import EAGER, FORWARD_MODE, OPERATOR
+from ._autograd_kernels import register_autograd
+from ._library import OPERATORS, library
 from ._refusals import one_device
-from ._wiring import NAMESPACE, accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, library, looped
+from ._wiring import accumulation_dtype, below_autograd, builds_no_graph, differentiable_once, forward_mode_raises, looped
 
-raw_stage_tap = torch.ops.interflow_kernels.stage_tap.default
-raw_stage_tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
+raw_stage_tap = OPERATORS.stage_tap.default
+raw_stage_tap_backward = OPERATORS.stage_tap_backward.default
 
 _REMEDY = "use backend('eager')"
 _NO_DOUBLE_BACKWARD = f"stage_tap: double backward is not implemented; {_REMEDY}"
@@ -80,14 +83,14 @@ def _raw_backward(ctx: Any, dm: Tensor | None, dp: Tensor | None, _dmask: Tensor
     return *_gradients(ctx, raw_stage_tap_backward, dm if ctx.max_pool else None, dp, ctx.need_shift), None, None
 
 
-torch.library.register_autograd(f"{NAMESPACE}::stage_tap", _raw_backward, setup_context=_raw_setup, lib=library)
+register_autograd("stage_tap", _raw_backward, _NO_FORWARD_MODE, _raw_setup)
 
 
 # --- (b) the public function's own Function ---------------------------------------------------------------------------------
 _TapBackward = differentiable_once("stage_tap_backward", lambda: raw_stage_tap_backward, _NO_DOUBLE_BACKWARD, _NO_FORWARD_MODE)
 
 
-class _Tap(torch.autograd.Function):
+class StageTapFunction(torch.autograd.Function):
     """Arguments: max_pool, u, shift. Always with a mask."""
 
     @staticmethod
@@ -122,7 +125,7 @@ class _Tap(torch.autograd.Function):
         return (*split,) if max_pool else (m, *split), (0 if max_pool else None, 0, 0)
 
 
-_tap = forward_mode_raises(_Tap, _NO_FORWARD_MODE)
+_tap = forward_mode_raises(StageTapFunction, _NO_FORWARD_MODE)
 
 
 def stage_tap(u: Tensor, shift: Tensor | None, max_pool: bool, route: str = EAGER) -> tuple[Tensor | None, Tensor]:

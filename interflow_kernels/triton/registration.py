@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import _native
+from .._namespace import NAMESPACE
 
 # As in csrc/library.cpp, for machines where nothing was compiled.
 SCHEMAS = (
@@ -33,7 +34,6 @@ SCHEMAS = (
     "stage_end(Tensor u, Tensor? shift, Tensor? residual, str activation) -> (Tensor v, Tensor p)",
     "stage_end_backward(Tensor? dv, Tensor? dp, Tensor? v, Tensor like, bool channels_last, bool need_shift) -> (Tensor du, Tensor dshift)",
 )
-_NAMESPACE = "interflow_kernels"
 _KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}
 _libraries: list[torch.library.Library] = []  # kept alive: their registrations end with them
 _forced: list[torch.library.Library] = []
@@ -134,7 +134,7 @@ _OPERATORS: dict[Callable[..., Any], int] = {
 
 
 def _registered(devices: list[str]) -> torch.library.Library:
-    library = torch.library.Library(_NAMESPACE, "IMPL")
+    library = torch.library.Library(NAMESPACE, "IMPL")
     for device in devices:
         for operator in _OPERATORS:
             library.impl(operator.__name__, operator, _KEYS[device])
@@ -150,7 +150,7 @@ def install() -> None:
     if _native.cpu_error is not None:
         if all(reason is not None for reason in REASONS.values()):
             return
-        library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+        library = torch.library.Library(NAMESPACE, "FRAGMENT")
         for schema in SCHEMAS:
             library.define(schema)
         _libraries.append(library)
@@ -188,10 +188,10 @@ def serve(kind: str, index: int | None) -> None:
     if not hasattr(torch.library, "get_kernel"):  # an older torch: Triton for all of them
         force(True)
         return
-    library = torch.library.Library(_NAMESPACE, "IMPL")
+    library = torch.library.Library(NAMESPACE, "IMPL")
     with _overriding():
         for operator, place in _OPERATORS.items():
-            compiled = torch.library.get_kernel(f"{_NAMESPACE}::{operator.__name__}", _KEYS[device.type])
+            compiled = torch.library.get_kernel(f"{NAMESPACE}::{operator.__name__}", _KEYS[device.type])
             library.impl(operator.__name__, _by_device(operator, place, compiled), _KEYS[device.type], with_keyset=True)
     _routed[device.type] = library
 

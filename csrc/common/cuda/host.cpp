@@ -113,15 +113,16 @@ Refusal& refusal() {
 }  // namespace
 
 bool registers() {
-  static const bool first = refusal().first("interflow_kernels_cuda_version", &kSlabWords, [] { return true; });
+  static const bool first = refusal().first(C10_STRINGIZE(INTERFLOW_LIBRARY) "_cuda_version", &kSlabWords, [] { return true; });
   return first;
 }
 
 }  // namespace interflow
 
+// What this library exports, as csrc/library.cpp does for the schemas and the CPU kernels.
+#define INTERFLOW_EXPORTED(name) C10_CONCATENATE(INTERFLOW_LIBRARY, _cuda##name)
 extern "C" {
-// As csrc/library.cpp exports them for the schemas and the CPU kernels.
-__attribute__((visibility("default"))) const char* interflow_kernels_cuda_version() { return INTERFLOW_VERSION; }
-__attribute__((visibility("default"))) const char* interflow_kernels_cuda_refusal() { return interflow::refusal().text(); }
+__attribute__((visibility("default"))) const char* INTERFLOW_EXPORTED(_version)() { return INTERFLOW_VERSION; }
+__attribute__((visibility("default"))) const char* INTERFLOW_EXPORTED(_refusal)() { return interflow::refusal().text(); }
 }
 #endif

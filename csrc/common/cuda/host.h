@@ -2,9 +2,8 @@
 #pragma once
 #include "common/host.h"
 
-// The library and dispatcher key that the operators register under; the emulation runs the same host code under another name on the CPU.
-#ifndef INTERFLOW_LIBRARY
-#define INTERFLOW_LIBRARY interflow_kernels
+// The dispatcher key that the operators register under; the emulation runs the same host code on the CPU.
+#ifndef INTERFLOW_KEY
 #define INTERFLOW_KEY CUDA
 #endif
 #if INTERFLOW_EMULATION

@@ -301,4 +301,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interflow_head_backward(const
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) { m.impl("interflow_head_backward", TORCH_BOX(&interflow::interflow_head_backward)); }

@@ -165,7 +165,7 @@ Tensor interflow_pool(const std::vector<Tensor>& features, const std::vector<int
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) {
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) {
   m.impl("interflow_head", TORCH_BOX(&interflow::interflow_head));
   m.impl("interflow_pool", TORCH_BOX(&interflow::interflow_pool));
 }

@@ -51,4 +51,4 @@ std::tuple<Tensor, Tensor> stage_end_backward(const OptionalTensor& dv, const Op
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_end_backward", TORCH_BOX(&interflow::stage_end_backward)); }
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) { m.impl("stage_end_backward", TORCH_BOX(&interflow::stage_end_backward)); }

@@ -65,4 +65,4 @@ std::tuple<Tensor, Tensor> stage_end(const Tensor& u, const OptionalTensor& shif
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_end", TORCH_BOX(&interflow::stage_end)); }
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) { m.impl("stage_end", TORCH_BOX(&interflow::stage_end)); }

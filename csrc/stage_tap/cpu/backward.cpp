@@ -55,4 +55,4 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) { m.impl("stage_tap_backward", TORCH_BOX(&interflow::stage_tap_backward)); }

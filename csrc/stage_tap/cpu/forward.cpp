@@ -73,4 +73,4 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
 }  // namespace
 }  // namespace interflow
 
-INTERFLOW_LIBRARY_IMPL(interflow_kernels, CPU, m) { m.impl("stage_tap", TORCH_BOX(&interflow::stage_tap)); }
+INTERFLOW_LIBRARY_IMPL(INTERFLOW_LIBRARY, CPU, m) { m.impl("stage_tap", TORCH_BOX(&interflow::stage_tap)); }

@@ -11,6 +11,7 @@ COMMANDS = {
     "test": "evaluates a checkpoint on the test images",
     "predict": "classifies image files: class and probability",
     "compare": "trains arms, seeds, data sets and networks of a study, and makes a page of the results",
+    "export": "writes a checkpoint as a file for another program: torch.export, AOTInductor, TorchScript, ONNX, OpenVINO",
 }
 
 HELP = f"""usage: interflow {{{",".join(COMMANDS)}}} [options]
@@ -47,6 +48,10 @@ def _command() -> int | None:
         from . import compare
 
         return compare.main(sys.argv[2:])
+    elif first == "export":
+        from . import export
+
+        return export.main(sys.argv[2:])
     elif not first:
         raise UserError(f"give a subcommand: {', '.join(COMMANDS)}; `interflow --help` says more")
     elif first not in COMMANDS and not first.startswith("-"):

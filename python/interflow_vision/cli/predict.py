@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.folders import images_below
 from ..data.images import Preprocessing
 from ..errors import UserError, one_line
+from ..serving.engines import ENGINES, engine
 from ..training import checkpoints, runs
-from ..training.classifier import Classifier
 
 BATCH = 64
 """Images classified at once."""
@@ -40,7 +40,10 @@ def parser() -> Parser:
     )
     made.add_argument("--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file")
     made.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    made.add_argument(
+        "--device", help=f"default: {'cuda' if torch.cuda.is_available() else 'cpu'}; for --engine onnxruntime and openvino cpu, which they run on"
+    )
+    made.add_argument("--engine", default="torch", choices=list(ENGINES), help="what runs the network (default: %(default)s); the others must be installed")
     made.add_argument(
         "files",
         nargs="+",
@@ -61,8 +64,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{path} does not say how its images were prepared: its data module had no attribute `preprocessing`, so no file can be classified with it"
         )
-    device = usable_device(given.device)
-    classifier.to(device)
+    device = usable_device(given.device or ("cuda" if given.engine == "torch" and torch.cuda.is_available() else "cpu"))
+    if given.engine != "torch" and device.type != "cpu":
+        raise UserError(f"--engine {given.engine} runs on the CPU here, got --device {given.device}; leave one of the two out")
+    network = classifier.model.for_inference().to(device)
+    scores_of = engine(given.engine, network, torch.zeros(2, rule.channels, rule.size, rule.size))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files are bytes, which need not be text
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
@@ -70,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     readable = _read(_named(given.files), rule)
     while batch := list(itertools.islice(readable, BATCH)):
         images = [(name, image) for name, image in batch if isinstance(image, Tensor)]
-        scores = probabilities(classifier, torch.stack([image for _, image in images]).to(device)) if images else iter(())
+        scores = probabilities(scores_of, torch.stack([image for _, image in images]).to(device)) if images else iter(())
         for name, found in batch:
             result = next(scores) if isinstance(found, Tensor) else found
             if isinstance(result, UserError):
@@ -98,10 +104,10 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def probabilities(classifier: Classifier, images: Tensor) -> Iterator[tuple[int, float]]:
+def probabilities(scores_of: Callable[[Tensor], Tensor], images: Tensor) -> Iterator[tuple[int, float]]:
     """[B, C, size, size] -> class and probability of each image; the probability is NaN where a score is not finite."""
     with torch.inference_mode():
-        scores = classifier(images).float()
+        scores = scores_of(images).float()
         probability, label = scores.softmax(1).max(1)
         probability[~scores.isfinite().all(1)] = torch.nan
     yield from zip(label.tolist(), probability.tolist(), strict=True)

@@ -216,6 +216,12 @@ class VGG(nn.Module):
         inference.freeze(ready, dtype, channels_last)
         return ready
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone beside those of one dimension: of an Interflow head, all but `weight`."""
+        heads = [module for module in self.modules() if isinstance(module, InterflowHead)]
+        left = {id(p) for head in heads for name, p in head.named_parameters() if name in head.no_weight_decay()}
+        return {name for name, p in self.named_parameters() if id(p) in left}
+
     def get_classifier(self) -> nn.Module:
         """The head; nn.Identity where num_classes is 0."""
         return self.head

@@ -34,12 +34,13 @@ class Settings:
 
 def decayed(model: nn.Module) -> list[nn.Parameter]:
     """Convolutions' and fully connected weights; not biases (the head's [n, K] neither), norms and the attention."""
-    still = {id(module.bias) for module in model.modules() if isinstance(module, InterflowHead)}  # whatever wraps the head
+    heads = [module for module in model.modules() if isinstance(module, InterflowHead)]  # whatever wraps them
+    left = {id(p) for head in heads for name, p in head.named_parameters() if name in head.no_weight_decay()}
     for network in model.modules():
         if isinstance(network, InterflowNetwork):  # position embeddings and the like; attention blocks of a backbone are weights as others are
             named = network.no_weight_decay()
-            still |= {id(p) for name, p in network.named_parameters() if name in named}
-    return [p for name, p in model.named_parameters() if p.dim() > 1 and "attention_weight" not in name and "attention_bias" not in name and id(p) not in still]
+            left |= {id(p) for name, p in network.named_parameters() if name in named}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in left]
 
 
 def sgd_one_cycle(model: nn.Module, settings: Settings, steps: int) -> LambdaLR:

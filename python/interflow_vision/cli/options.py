@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from .. import data as data_sets
 from ..data.modules import Digits, ImageFolder
 from ..errors import UserError
 
@@ -32,6 +33,9 @@ OFTEN = {
 }
 """Options of Lightning that the short help lists, in our words: Lightning's own take three times the lines."""
 
+DATA_SETS: tuple[type, ...] = tuple(getattr(data_sets, name) for name in data_sets.__all__)
+OTHER_DATA = ", ".join(name for name in data_sets.__all__ if name not in ("Digits", "ImageFolder"))
+
 
 class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
     """Lightning's parser with errors as UserError and a short help in front of the whole one."""
@@ -52,13 +56,14 @@ class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
         head = f"usage: {_command(self)} [options]\n\n{self.description}\n\nFrom files: --config FILE, in YAML; --print_config prints one with all values.\n"
         model = [action for action in self._actions if action.dest.startswith("model.")]
         general = [action for action in self._actions if isinstance(action, argparse._HelpAction) or action.dest in ("config", "seed_everything")]
-        data = "data (--data Digits, --data ImageFolder or --data with the class path of your own LightningDataModule)"
+        data = "data (--data NAME, or --data with the class path of your own LightningDataModule)"
         return "\n".join(
             [
                 head,
                 self._rendered("model", model),
                 f"{data}:\n\n  Digits, unless --data says otherwise: scikit-learn's handwritten digits\n{_options_of(Digits)}",
                 f"  ImageFolder: root/train/<class>/*.jpg and root/val/<class>/*.jpg\n{_options_of(ImageFolder)}",
+                f"  {OTHER_DATA}: `{_command(self)} --data.help NAME`\n",
                 self._often(),
                 self._rendered("general", general),
             ]
@@ -133,7 +138,7 @@ def _suggestion(parser: Any, message: str) -> str:
     if unknown is None:
         return ""
     names = [name for action in parser._actions for name in action.option_strings]
-    names += [f"--data.{name}" for class_ in (Digits, ImageFolder) for name in _parameters(class_)]
+    names += [f"--data.{name}" for class_ in DATA_SETS for name in _parameters(class_)]
     near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.7)
     return f" (did you mean {near[0]}?)" if near else ""
 

@@ -240,5 +240,5 @@ class Classifier(LightningModule):
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """Fraction of [B, K] whose largest score is the target's [B]."""
-    return (scores.argmax(1) == target).float().mean()
+    """Fraction of [B, K] whose largest score is the target's [B], or the most probable class's of targets [B, K] (mixed images)."""
+    return (scores.argmax(1) == (target if target.dim() == 1 else target.argmax(1))).float().mean()

@@ -299,6 +299,7 @@ def colours(loader) -> list[int]:
 
 @pytest.fixture
 def written_shards(tmp_path):
+    pytest.importorskip("webdataset", reason="the package webdataset (extra [data]) is not installed", exc_type=ImportError)
     formats.write_shards(tmp_path, "train", 4, 3)
     formats.write_shards(tmp_path, "val", 2, 2, first=100)
     return tmp_path
@@ -337,6 +338,7 @@ def test_shards_are_split_over_processes(written_shards):
 
 def test_all_processes_have_the_same_number_of_batches(tmp_path):
     """Shards of unequal length: one begins again, where the other would wait for it for ever."""
+    pytest.importorskip("webdataset", reason="the package webdataset (extra [data]) is not installed", exc_type=ImportError)
     formats.write_shards(tmp_path, "train", 1, 8)
     formats.write_shards(tmp_path / "b", "train", 1, 2, first=50)
     (tmp_path / "b" / "train-000.tar").rename(tmp_path / "train-001.tar")
@@ -410,7 +412,7 @@ def test_bad_shards(tmp_path, written_shards):
 
 @pytest.fixture
 def hugging(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed", exc_type=ImportError)
+    datasets = pytest.importorskip("datasets", reason="the package datasets (extra [data]) is not installed", exc_type=ImportError)
     datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
 

@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The options of model and data and those of Lightning that one needs often; after --help-all everything."""
-        if self.shows_all:
+        if self.shows_all or str(self.description).startswith("Help for --"):  # --help-all, --data.help NAME
             return super().format_help() if formatter is None else super().format_help(formatter)
         head = f"usage: {_command(self)} [options]\n\n{self.description}\n\nFrom files: --config FILE, in YAML; --print_config prints one with all values.\n"
         model = [action for action in self._actions if action.dest.startswith("model.")]

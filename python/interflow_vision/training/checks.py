@@ -25,7 +25,7 @@ def require_in_range(*, lr: float, momentum: float, weight_decay: float, label_s
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
         ("auxiliary_weight", auxiliary_weight, auxiliary_weight >= 0, "at least 0"),
         ("width", width, width > 0, "above 0"),
-        ("warmup", warmup, 0 < warmup < 1, "between 0 and 1"),
+        ("warmup", warmup, 0 <= warmup < 1, "at least 0 and below 1"),
     ):
         if not (fits and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number, {range_}, got {value}")

@@ -43,8 +43,12 @@ class Contribution:
 
     def compute(self) -> Tensor:
         """[n]; as torch.std, with the divisor N - 1, so at least two samples are needed (one gives zeros)."""
+        return self.by_class().mean(1)
+
+    def by_class(self) -> Tensor:
+        """The same before the mean over classes: [n, K]."""
         if self.sums is None:
             raise ValueError("no batch was added yet")
         total, squares = self.sums
         variance = (squares - total.square() / self.count) / max(self.count - 1, 1)
-        return variance.clamp(min=0).sqrt().mean(1)
+        return variance.clamp(min=0).sqrt()

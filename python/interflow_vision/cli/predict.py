@@ -17,6 +17,7 @@ from ..data.images import Preprocessing
 from ..errors import UserError, one_line
 from ..training import checkpoints, runs
 from ..training.classifier import Classifier
+from .predictions import FORMATS, Progress, Writer
 
 BATCH = 64
 """Images classified at once."""
@@ -40,6 +41,10 @@ def parser() -> Parser:
     )
     made.add_argument("--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file")
     made.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
+    made.add_argument("--top-k", type=_positive, default=1, metavar="K", help="so many classes of each image, the most probable first (default: %(default)s)")
+    made.add_argument("--format", choices=FORMATS, default="tsv", help="tabs, a table with a head, or a JSON object a line (default: %(default)s)")
+    made.add_argument("--batch-size", type=_positive, default=BATCH, metavar="B", help="images that are classified at once (default: %(default)s)")
+    made.add_argument("--compile", action="store_true", help="run the network through torch.compile: worth it for many images")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     made.add_argument(
         "files",
@@ -63,28 +68,31 @@ def main(argv: Sequence[str]) -> int:
         )
     device = usable_device(given.device)
     classifier.to(device)
+    if given.compile:
+        classifier.model.compile()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files are bytes, which need not be text
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
     good = bad = 0
-    readable = _read(_named(given.files), rule)
-    while batch := list(itertools.islice(readable, BATCH)):
+    readable, writer, progress = _read(_named(given.files), rule), Writer(given.format), Progress()
+    while batch := list(itertools.islice(readable, given.batch_size)):
         images = [(name, image) for name, image in batch if isinstance(image, Tensor)]
-        scores = probabilities(classifier, torch.stack([image for _, image in images]).to(device)) if images else iter(())
+        scores = probabilities(classifier, torch.stack([image for _, image in images]).to(device), given.top_k) if images else iter(())
         for name, found in batch:
             result = next(scores) if isinstance(found, Tensor) else found
             if isinstance(result, UserError):
                 bad += 1
                 print(f"interflow: {result}", file=sys.stderr)
                 continue
-            label, probability = result
-            if probability != probability:
+            if any(probability != probability for _, probability in result):
                 bad += 1
                 print(f"interflow: the scores of {name} are not finite numbers: the weights of {path} cannot be used for it", file=sys.stderr)
                 continue
             good += 1
-            print(f"{name}\t{classifier.class_names[label] if classifier.class_names else label}\t{probability:.4f}")
-        sys.stdout.flush()
+            writer.write(name, [(classifier.class_names[label] if classifier.class_names else str(label), p) for label, p in result])
+        writer.flush()
+        progress.add(len(batch))
+    progress.close()
     return 0 if not bad else 1 if good else 2
 
 
@@ -98,13 +106,24 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def probabilities(classifier: Classifier, images: Tensor) -> Iterator[tuple[int, float]]:
-    """[B, C, size, size] -> class and probability of each image; the probability is NaN where a score is not finite."""
+def probabilities(classifier: Classifier, images: Tensor, most: int = 1) -> Iterator[list[tuple[int, float]]]:
+    """[B, C, size, size] -> the `most` best classes of each image with their probabilities; NaN where a score is not finite."""
     with torch.inference_mode():
         scores = classifier(images).float()
-        probability, label = scores.softmax(1).max(1)
+        probability, label = scores.softmax(1).topk(min(most, scores.shape[1]))
         probability[~scores.isfinite().all(1)] = torch.nan
-    yield from zip(label.tolist(), probability.tolist(), strict=True)
+    for labels, values in zip(label.tolist(), probability.tolist(), strict=True):
+        yield list(zip(labels, values, strict=True))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+_positive.__name__ = "whole number"  # as argparse calls it
 
 
 def _named(arguments: Iterable[str]) -> Iterator[str | UserError]:

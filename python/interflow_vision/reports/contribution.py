@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from interflow_kernels import InterflowHead, reference
 
@@ -13,8 +14,13 @@ def branch_terms(head: InterflowHead, branches: Tensor) -> Tensor:
     """
     if head.attention == "gated":
         assert head.attention_bias is not None
-        return reference.gates(branches, head.attention_weight, head.attention_bias) * branches
-    return head.stage_weights() * branches
+        return reference.gates(branches, _whole(head.attention_weight), _whole(head.attention_bias)) * branches
+    return _whole(head.stage_weights()) * branches
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor of which processes have parts; all must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Contribution:
@@ -35,7 +41,7 @@ class Contribution:
         """Adds the terms of a batch, [B, n, K]."""
         terms = terms.detach().to(torch.float32 if terms.device.type == "mps" else torch.float64)
         if self.origin is None or self.sums is None:
-            self.origin = terms[0]
+            self.origin = terms[0].clone()  # a view would keep the whole batch
             self.sums = torch.zeros(2, *terms.shape[1:], dtype=terms.dtype, device=terms.device)
         difference = terms - self.origin
         self.count += len(terms)

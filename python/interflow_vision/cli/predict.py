@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.folders import images_below
 from ..data.images import Preprocessing
 from ..errors import UserError, one_line
-from ..training import checkpoints, runs
+from ..training import checkpoints, runs, samples
 from ..training.classifier import Classifier
 from .predictions import FORMATS, Progress, Writer
 
@@ -39,7 +39,12 @@ def parser() -> Parser:
         "stderr and the others are classified all the same. Exit code: 0 all classified, 1 some were not, 2 none.",
         epilog="How images of every kind are read (orientation, 16 bits, transparency): interflow_vision/data/decoding.py.",
     )
-    made.add_argument("--ckpt", required=True, metavar="CKPT", help="best or last (of the newest run that has one), the folder of a run, or a checkpoint file")
+    made.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help="best or last (of the newest run that has one), the folder of a run, a checkpoint file, or sample: a small network for Fashion-MNIST",
+    )
     made.add_argument("--root", type=Path, default=runs.ROOT, metavar="FOLDER", help="where the runs lie, for best and last (default: %(default)s)")
     made.add_argument("--top-k", type=_positive, default=1, metavar="K", help="so many classes of each image, the most probable first (default: %(default)s)")
     made.add_argument("--format", choices=FORMATS, default="tsv", help="tabs, a table with a head, or a JSON object a line (default: %(default)s)")
@@ -48,10 +53,10 @@ def parser() -> Parser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     made.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         metavar="FILES",
         help="images of any format that Pillow reads; folders, of which all images count, those in folders below too; patterns like 'shots/*.png'; "
-        "pipes; - for an image on standard input",
+        "pipes; - for an image on standard input; with --ckpt sample default the ten images that come with the package",
     )
     return made
 
@@ -59,6 +64,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Prints a line for each image, and one on stderr for each that cannot be read; the exit code is 1 where some, 2 where all cannot."""
     given = parser().parse_args(argv)
+    if not given.files and given.ckpt != samples.NAME:
+        raise UserError("the following arguments are required: FILES; see `interflow predict --help`")
     path = runs.checkpoint(given.ckpt, given.root)
     classifier = checkpoints.load(path)
     rule = classifier.preprocessing
@@ -74,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):  # names of files are bytes, which need not be text
             stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
     good = bad = 0
-    readable, writer, progress = _read(_named(given.files), rule), Writer(given.format), Progress()
+    readable, writer, progress = _read(_named(given.files or [str(samples.IMAGES)]), rule), Writer(given.format), Progress()
     while batch := list(itertools.islice(readable, given.batch_size)):
         images = [(name, image) for name, image in batch if isinstance(image, Tensor)]
         scores = probabilities(classifier, torch.stack([image for _, image in images]).to(device), given.top_k) if images else iter(())

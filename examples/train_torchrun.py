@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from interflow_vision import create_model
 from interflow_vision.data import FashionMNIST
+from interflow_vision.training.optimization import one_cycle
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     network = DistributedDataParallel(model) if distributed else model
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = min(len(loader), options.steps or len(loader))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.epochs * steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / (options.epochs * steps), warmup=0.25))
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first = load(options.checkpoint, state, device)
 

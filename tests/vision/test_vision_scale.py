@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +108,8 @@ def test_the_plain_example_trains_and_goes_on(tmp_path):
     assert result.returncode == 0, result.stderr
     assert [line.split()[1] for line in result.stdout.splitlines()] == ["1/2", "2/2"]
     result = run(tmp_path, sys.executable, EXAMPLE, *options, "--epochs", "3")
-    assert result.returncode != 0 or [line.split()[1] for line in result.stdout.splitlines()] == ["3/3"], result.stderr
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["3/3"]
     assert len(EXAMPLE.read_text().splitlines()) <= 120
 
 
@@ -123,7 +123,7 @@ def networks() -> str | None:
     made = subprocess.run(["ip", "netns", "add", "interflow-try"], capture_output=True, text=True)
     if made.returncode:
         return f"no network namespaces: {made.stderr.strip()}"
-    veth = subprocess.run(["ip", "-n", "interflow-try", "link", "add", "a", "type", "veth", "peer", "name", "b"], capture_output=True, text=True)
+    veth = subprocess.run(["ip", "-n", "interflow-try", "link", "add", "name", "end0", "type", "veth", "peer", "name", "end1"], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "del", "interflow-try"], check=True)
     return None if veth.returncode == 0 else f"no virtual network cards: {veth.stderr.strip()}"
 
@@ -140,7 +140,7 @@ def hosts():
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True)
             subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        subprocess.run(["ip", "-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1]], check=True)
+        subprocess.run(["ip", "-n", names[0], "link", "add", "name", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1]], check=True)
         for name, address in zip(names, addresses, strict=True):
             subprocess.run(["ip", "-n", name, "address", "add", f"{address}/24", "dev", "cable"], check=True)
             subprocess.run(["ip", "-n", name, "link", "set", "cable", "up"], check=True)
@@ -161,7 +161,6 @@ def test_two_hosts_give_the_weights_of_one(alone, hosts, tmp_path):
         running.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     said = [process.communicate(timeout=500)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert socket.gethostname()  # both are this machine, each with a network of its own
     kept = torch.load(tmp_path / "runs" / "digits" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in alone.items():
         torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

@@ -11,6 +11,7 @@ import yaml
 
 from interflow_vision.cli import command as cli
 from interflow_vision.data import known
+from interflow_vision.reports import curves
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread", "lightning_cli")]
@@ -58,3 +59,17 @@ def test_a_recipe_says_what_to_expect_and_why(path):
 
 def test_there_are_recipes():
     assert {path.stem for path in CONFIGS} >= {"cifar10", "cifar100", "fashion_mnist", "fashion_mnist_small", "imagenet", "finetune"}
+
+
+@pytest.mark.slow
+def test_the_small_recipe_learns_from_a_part_of_fashion_mnist(tmp_path, monkeypatch, capfd):
+    """Two epochs of 60 batches, an eighth of the images; the whole recipe is for `docs/training.md`."""
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    monkeypatch.chdir(tmp_path)
+    path = next(path for path in CONFIGS if path.stem == "fashion_mnist_small")
+    quick = ("--trainer.limit_train_batches", "60", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false")
+    monkeypatch.setattr(sys, "argv", ["interflow", "fit", "--config", str(path), *quick])
+    assert cli.main() == 0, capfd.readouterr().err
+    log = curves.read_log(Path("runs/fashion_mnist_small/version_0"))
+    assert log["test/accuracy"][1] > 0.7, log["test/accuracy"]

@@ -3,10 +3,12 @@
 import argparse
 import difflib
 import re
+import shutil
 import textwrap
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from .. import data as data_sets
@@ -36,11 +38,24 @@ OFTEN = {
 DATA_SETS: tuple[type, ...] = tuple(getattr(data_sets, name) for name in data_sets.__all__)
 OTHER_DATA = ", ".join(name for name in data_sets.__all__ if name not in ("Digits", "ImageFolder"))
 
+AUGMENTATION = ("randaugment", "magnitude", "erasing", "mixup", "cutmix")
+"""Options of images that the short help leaves to `--data.help NAME`."""
+
+
+class WideHelp(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
+    """argparse's help in lines of at least 110 columns: options with long descriptions take half the lines."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "width": max(110, shutil.get_terminal_size().columns - 2)})
+
 
 class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
     """Lightning's parser with errors as UserError and a short help in front of the whole one."""
 
     shows_all = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": WideHelp, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """UserError, with the names that come nearest to an unknown option; inside of Lightning's own parsing as ever."""
@@ -62,7 +77,7 @@ class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
                 head,
                 self._rendered("model", model),
                 f"{data}:\n\n  Digits, unless --data says otherwise: scikit-learn's handwritten digits\n{_options_of(Digits)}",
-                f"  ImageFolder: root/train/<class>/*.jpg and root/val/<class>/*.jpg\n{_options_of(ImageFolder)}",
+                f"  ImageFolder: root/train/<class>/*.jpg and root/val/<class>/*.jpg; all: `--data.help ImageFolder`\n{_options_of(ImageFolder, AUGMENTATION)}",
                 f"  {OTHER_DATA}: `{_command(self)} --data.help NAME`\n",
                 self._often(),
                 self._rendered("general", general),
@@ -122,11 +137,11 @@ def _command(parser: Any) -> str:
     return str(parser.prog).replace(" [options]", "")
 
 
-def _options_of(class_: type) -> str:
-    """The help of a data module's options."""
+def _options_of(class_: type, without: tuple[str, ...] = ()) -> str:
+    """The help of a data module's options, but for some."""
     parser = Parser(add_help=False, usage=argparse.SUPPRESS, description="")
     parser.shows_all = True
-    parser.add_class_arguments(class_, "data")
+    parser.add_class_arguments(class_, "data", skip=set(without))
     text = parser.format_help()
     return "\n".join(line for line in text.splitlines() if line.startswith("  ") and not line.startswith("  --data CONFIG")) + "\n"
 

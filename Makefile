@@ -121,7 +121,7 @@ $(VENV)/requirements: constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_kernels python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.yaml')
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,bench,dev]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[train,data,bench,dev]'
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/backbones timm torchvision
 	@touch $@
 

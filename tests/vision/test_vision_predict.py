@@ -1,6 +1,8 @@
 """`interflow predict` in this process: what counts as a file, what one bad file costs the others, and checkpoints that lack something."""
 
+import csv
 import io
+import json
 import os
 import shutil
 import sys
@@ -13,7 +15,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from interflow_vision.cli import command as cli
-from interflow_vision.cli import predict
 from interflow_vision.data.images import Preprocessing
 from interflow_vision.training import checkpoints
 from interflow_vision.training.classifier import CHECKPOINT_KEY, Classifier
@@ -68,10 +69,9 @@ def test_no_good_image_gives_2(command, mixed):
     assert (code, rows, len(errors)) == (2, [], 2)
 
 
-def test_a_bad_image_suppresses_no_others_of_any_batch(command, digit_files, mixed, monkeypatch):
-    monkeypatch.setattr(predict, "BATCH", 3)
+def test_a_bad_image_suppresses_no_others_of_any_batch(command, digit_files, mixed):
     files = [*digit_files, mixed / "b.png", *digit_files, *[mixed / "none.png"] * 4]
-    code, rows, errors = command(*files)
+    code, rows, errors = command("--batch-size", 3, *files)
     assert code == 1 and len(errors) == 5
     assert [row[0] for row in rows] == [str(file) for file in [*digit_files, *digit_files]]
     assert rows[:10] == rows[10:]
@@ -198,3 +198,73 @@ def test_a_batch_has_the_sizes_of_its_images(command, tmp_path):
         Image.new("L", size, 60 * number).save(tmp_path / f"{number}.png")
     code, rows, errors = command(tmp_path)
     assert (code, errors, len(rows)) == (0, [], 4)
+
+
+def probabilities_of(checkpoint, files):
+    classifier = checkpoints.load(checkpoint)
+    with torch.no_grad():
+        return classifier(torch.stack([classifier.preprocessing.read(file) for file in files])).softmax(1)
+
+
+def test_the_best_few_classes(command, checkpoint, digit_files):
+    code, rows, errors = command("--top-k", 3, *digit_files)
+    assert (code, errors) == (0, [])
+    for row, p in zip(rows, probabilities_of(checkpoint, digit_files), strict=True):
+        values, labels = p.topk(3)
+        assert len(row) == 7 and row[1::2] == [str(label) for label in labels.tolist()]
+        assert [float(value) for value in row[2::2]] == pytest.approx(values.tolist(), abs=1e-4)
+    assert len(command("--top-k", 99, digit_files[0])[1][0]) == 21  # all ten classes
+
+
+def test_csv(command, checkpoint, digit_files, tmp_path):
+    odd = tmp_path / 'a, "b".png'
+    shutil.copy(digit_files[0], odd)
+    code, rows, errors = command("--format", "csv", odd, digit_files[1])
+    table = list(csv.reader(row[0] for row in rows))
+    assert (code, errors) == (0, []) and table[0] == ["file", "class", "probability"] and table[1][0] == str(odd) and len(table) == 3
+    (heads,) = csv.reader([command("--format", "csv", "--top-k", 2, odd)[1][0][0]])
+    assert heads == ["file", "class1", "probability1", "class2", "probability2"]
+
+
+def test_json(command, checkpoint, digit_files, mixed):
+    code, rows, errors = command("--format", "json", "--top-k", 2, digit_files[0], mixed / "b.png")
+    assert code == 1 and len(errors) == 1 and len(rows) == 1
+    found = json.loads(rows[0][0])
+    values, labels = probabilities_of(checkpoint, digit_files[:1])[0].topk(2)
+    assert found["file"] == str(digit_files[0])
+    assert [each["class"] for each in found["classes"]] == [str(label) for label in labels.tolist()]
+    assert [each["probability"] for each in found["classes"]] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--top-k", 0), "argument --top-k: must be at least 1, got 0"),
+        (("--batch-size", "x"), "argument --batch-size: invalid whole number value: 'x'"),
+        (("--format", "xml"), "argument --format: invalid choice: 'xml'"),
+    ],
+)
+def test_options_that_do_not_fit(command, digit_files, arguments, message):
+    code, rows, errors = command(*arguments, digit_files[0])
+    assert (code, rows, len(errors)) == (2, [], 1) and message in errors[0]
+
+
+def test_a_compiled_network_gives_the_same_classes(command, digit_files, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    assert command("--compile", *digit_files)[1] == command(*digit_files)[1]
+    assert compiled == ["VGG"]
+
+
+def test_progress_is_for_terminals_whose_output_goes_elsewhere(capsys, monkeypatch):
+    from interflow_vision.cli.predictions import Progress
+
+    silent = Progress()
+    silent.add(3)
+    silent.close()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = Progress()
+    shown.add(3)
+    shown.close()
+    assert "3 images" in capsys.readouterr().err

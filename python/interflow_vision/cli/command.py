@@ -1,4 +1,4 @@
-"""The command `interflow`: fit, validate, test and predict."""
+"""The command `interflow`: fit, validate, test, predict and report."""
 
 import sys
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "classifies image files: class and probability",
     "compare": "trains arms, seeds, data sets and networks of a study, and makes a page of the results",
     "export": "writes a checkpoint as a file for another program: torch.export, AOTInductor, TorchScript, ONNX, OpenVINO",
+    "report": "writes an HTML page about one or several runs",
 }
 
 HELP = f"""usage: interflow {{{",".join(COMMANDS)}}} [options]
@@ -24,7 +25,7 @@ Trains, tests and uses image classifiers with Interflow heads.
   --version    of the package, and of torch
 
 `interflow fit` alone trains on scikit-learn's digits, in half a minute.
-Exit codes: 0 done, 1 some images could not be classified, 2 something that was given does not fit (one line on stderr says what),
+Exit codes: 0 done, 1 some images (or runs) could not be evaluated, 2 something that was given does not fit (one line on stderr says what),
 70 a fault of the package, 130 Ctrl-C, 143 SIGTERM.
 """
 
@@ -52,6 +53,10 @@ def _command() -> int | None:
         from . import export
 
         return export.main(sys.argv[2:])
+    elif first == "report":
+        from . import report
+
+        return report.main(sys.argv[2:])
     elif not first:
         raise UserError(f"give a subcommand: {', '.join(COMMANDS)}; `interflow --help` says more")
     elif first not in COMMANDS and not first.startswith("-"):

@@ -11,12 +11,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from ..errors import UserError, one_line
-from ..training import checkpoints, checks, progress, resuming, runs
+from ..training import checkpoints, checks, elastic, progress, resuming, runs, sharding
 from ..training.checkpoint_io import SafeCheckpointIO, remove_leftovers
 from ..training.classifier import Classifier
 from ..training.continuing import KeepRandomStates
 from ..training.quiet import quiet
+from ..training.signals import GradientNorms
 from ..training.stopping import StopOnSignal, ending_together
+from ..training.throughput import DataWait
 from . import digits
 from .options import HelpAll, Parser, plain
 
@@ -57,6 +59,8 @@ class InterflowCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         root = self.config[command].trainer.default_root_dir or "."
+        if command == "fit" and self.config[command].ckpt_path is None:
+            self.config[command].ckpt_path = elastic.checkpoint(Path(root))
         if self.config[command].ckpt_path is not None:
             self._parse_with_checkpoint(parser, args, command, Path(root))
             root = self.config[command].trainer.default_root_dir or "."
@@ -135,8 +139,8 @@ class InterflowCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": ours}
         own = config["callbacks"] or []
         has_bar = any(isinstance(callback, ProgressBar) for callback in (own if isinstance(own, list) else [own]))
-        if not (config["barebones"] or has_bar or config["enable_progress_bar"] is False or progress.is_watched()):
-            callbacks = [*callbacks, progress.EpochLines()]
+        if not (config["barebones"] or has_bar or config["enable_progress_bar"] is False):
+            callbacks = [*callbacks, *progress.default_bar()]
         return super()._instantiate_trainer(config, callbacks)
 
     def after_fit(self) -> None:
@@ -149,12 +153,13 @@ class InterflowCLI(LightningCLI):
 def run() -> None:
     """Parses the process's arguments and runs the subcommand."""
     quiet()
+    sharding.register()
     defaults = {"default_config_files": [str(digits.CONFIG)]}  # beneath every other configuration
     InterflowCLI(
         Classifier,
         LightningDataModule,
         subclass_mode_data=True,
-        trainer_defaults={"callbacks": [KeepRandomStates(), StopOnSignal()]},
+        trainer_defaults={"callbacks": [KeepRandomStates(), StopOnSignal(), GradientNorms(), DataWait()]},
         save_config_kwargs={"overwrite": True},  # of a run that goes on; a new run has a new folder
         parser_class=Parser,
         parser_kwargs={

@@ -3,12 +3,15 @@
 import argparse
 import difflib
 import re
+import shutil
 import textwrap
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
+from .. import data as data_sets
 from ..data.modules import Digits, ImageFolder
 from ..errors import UserError
 
@@ -32,11 +35,27 @@ OFTEN = {
 }
 """Options of Lightning that the short help lists, in our words: Lightning's own take three times the lines."""
 
+DATA_SETS: tuple[type, ...] = tuple(getattr(data_sets, name) for name in data_sets.__all__)
+OTHER_DATA = ", ".join(name for name in data_sets.__all__ if name not in ("Digits", "ImageFolder"))
+
+AUGMENTATION = ("randaugment", "magnitude", "erasing", "mixup", "cutmix")
+"""Options of images that the short help leaves to `--data.help NAME`."""
+
+
+class WideHelp(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
+    """argparse's help in lines of at least 110 columns: options with long descriptions take half the lines."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "width": max(110, shutil.get_terminal_size().columns - 2)})
+
 
 class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
     """Lightning's parser with errors as UserError and a short help in front of the whole one."""
 
     shows_all = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": WideHelp, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """UserError, with the names that come nearest to an unknown option; inside of Lightning's own parsing as ever."""
@@ -47,18 +66,19 @@ class Parser(LightningArgumentParser):  # type: ignore[misc, unused-ignore]
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The options of model and data and those of Lightning that one needs often; after --help-all everything."""
-        if self.shows_all:
+        if self.shows_all or str(self.description).startswith("Help for --"):  # --help-all, --data.help NAME
             return super().format_help() if formatter is None else super().format_help(formatter)
         head = f"usage: {_command(self)} [options]\n\n{self.description}\n\nFrom files: --config FILE, in YAML; --print_config prints one with all values.\n"
         model = [action for action in self._actions if action.dest.startswith("model.")]
         general = [action for action in self._actions if isinstance(action, argparse._HelpAction) or action.dest in ("config", "seed_everything")]
-        data = "data (--data Digits, --data ImageFolder or --data with the class path of your own LightningDataModule)"
+        data = "data (--data NAME, or --data with the class path of your own LightningDataModule)"
         return "\n".join(
             [
                 head,
                 self._rendered("model", model),
                 f"{data}:\n\n  Digits, unless --data says otherwise: scikit-learn's handwritten digits\n{_options_of(Digits)}",
-                f"  ImageFolder: root/train/<class>/*.jpg and root/val/<class>/*.jpg\n{_options_of(ImageFolder)}",
+                f"  ImageFolder: root/train/<class>/*.jpg and root/val/<class>/*.jpg; all: `--data.help ImageFolder`\n{_options_of(ImageFolder, AUGMENTATION)}",
+                f"  {OTHER_DATA}: `{_command(self)} --data.help NAME`\n",
                 self._often(),
                 self._rendered("general", general),
             ]
@@ -117,11 +137,11 @@ def _command(parser: Any) -> str:
     return str(parser.prog).replace(" [options]", "")
 
 
-def _options_of(class_: type) -> str:
-    """The help of a data module's options."""
+def _options_of(class_: type, without: tuple[str, ...] = ()) -> str:
+    """The help of a data module's options, but for some."""
     parser = Parser(add_help=False, usage=argparse.SUPPRESS, description="")
     parser.shows_all = True
-    parser.add_class_arguments(class_, "data")
+    parser.add_class_arguments(class_, "data", skip=set(without))
     text = parser.format_help()
     return "\n".join(line for line in text.splitlines() if line.startswith("  ") and not line.startswith("  --data CONFIG")) + "\n"
 
@@ -133,7 +153,7 @@ def _suggestion(parser: Any, message: str) -> str:
     if unknown is None:
         return ""
     names = [name for action in parser._actions for name in action.option_strings]
-    names += [f"--data.{name}" for class_ in (Digits, ImageFolder) for name in _parameters(class_)]
+    names += [f"--data.{name}" for class_ in DATA_SETS for name in _parameters(class_)]
     near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.7)
     return f" (did you mean {near[0]}?)" if near else ""
 

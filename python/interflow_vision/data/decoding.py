@@ -18,6 +18,7 @@ import os
 import stat
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -43,10 +44,19 @@ def load(path: str | Path) -> "Image.Image":
 
     A pipe is read to its end; other things that are no files (devices, sockets) are refused.
     """
+    return _decoded(lambda: _opened(path), path)
+
+
+def load_bytes(content: bytes, name: str) -> "Image.Image":
+    """The same of a file's content, which errors call `name`."""
+    return _decoded(lambda: io.BytesIO(content), name)
+
+
+def _decoded(opened: Callable[[], BinaryIO], path: str | Path) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with _opened(path) as file, warnings.catch_warnings():
+        with opened() as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on images that it reads all the same
             with Image.open(file) as image:
                 image.load()

@@ -1,6 +1,8 @@
 """Folders of images: which files count, in which order, and the data set that reads one part of them."""
 
 import os
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -51,26 +53,39 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         folder: holds a folder for each class.
         read: an image file -> a tensor.
 
+    Memory: a file's name takes the bytes that it has below `folder`, and nine more; all names lie in one piece, which processes share.
     Raises UserError where there are no class folders, or one of them has no images.
     """
 
     def __init__(self, folder: Path, read: Callable[[Path], Tensor]) -> None:
         self.read = read
+        self.folder = folder
         self.classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
         if not self.classes:
             raise UserError(f"{folder} has no class folders: it must hold a folder for each class, with that class's images")
-        self.samples: list[tuple[Path, int]] = []
-        for number, name in enumerate(self.classes):
+        names, ends, self._first = bytearray(), array("q", [0]), array("q", [0])
+        for name in self.classes:
             files = images_below(folder / name)
             if not files:
                 raise UserError(f"the class folder {folder / name} has no images ({', '.join(EXTENSIONS)}): fill it or remove it")
-            self.samples += [(file, number) for file in files]
+            for file in files:
+                names += os.fsencode(file.relative_to(folder))
+                ends.append(len(names))
+            self._first.append(len(ends) - 1)
+        self._names, self._ends = bytes(names), ends
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._ends) - 1
+
+    def sample(self, index: int) -> tuple[Path, int]:
+        """The file and its class's number."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
+        name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        return self.folder / name, bisect_right(self._first, index) - 1
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        file, number = self.samples[index]
+        file, number = self.sample(index)
         return self.read(file), number
 
 

@@ -22,14 +22,17 @@ class Preprocessing:
 
     Cut out before it is resized, so that memory does not grow with the longer side of a narrow image.
     Ranges: pixels are in [0, 1] before normalisation, see decoding.py; `mean` and `std` have one value for each channel, 1 (grey) or 3 (RGB).
+    With `bits` 8, resized pixels are rounded to 256 steps before normalisation, and travel from files to the device as bytes, a quarter of
+    the size; 32 keeps them as they are, which images of 16 bits need.
 
-    Raises ValueError for a size below 1, for means and standard deviations of other or unequal numbers of channels, and for values that
-    are not finite or a std that is not above 0.
+    Raises ValueError for a size below 1, for means and standard deviations of other or unequal numbers of channels, for values that
+    are not finite or a std that is not above 0, and for other bits.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bits: int = 32
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -40,6 +43,8 @@ class Preprocessing:
             raise ValueError(f"mean must have finite values, got {list(self.mean)}")
         if not all(math.isfinite(value) and value > 0 for value in self.std):
             raise ValueError(f"std must have finite values above 0, got {list(self.std)}")
+        if self.bits not in (8, 32):
+            raise ValueError(f"bits must be 8 or 32, got {self.bits}")
 
     @property
     def channels(self) -> int:
@@ -48,16 +53,27 @@ class Preprocessing:
 
     def __call__(self, image: "Image.Image") -> Tensor:
         """A PIL image of any mode -> [channels, size, size]. ValueError where its values lie outside their range, see decoding.py."""
+        return self.normalize(self.pixels(image))
+
+    def pixels(self, image: "Image.Image", training: bool = False) -> Tensor:
+        """The same before normalisation: [channels, size, size], in [0, 1], or bytes where `bits` is 8.
+
+        For training a part cut out at random in place of the centre, mirrored in half of all cases.
+        """
         image = decoding.upright(image)
+        if training:
+            x = resized(decoding.pixels(image, self.channels, random_box(image.width, image.height)), self.size)
+            return self._stored(x.flip(-1) if torch.rand(()) < 0.5 else x)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        return self.normalize(self.fit(decoding.pixels(image, self.channels, (left, top, left + side, top + side))))
+        return self._stored(self.fit(decoding.pixels(image, self.channels, (left, top, left + side, top + side))))
 
     def augmented(self, image: "Image.Image") -> Tensor:
-        """The same for training: a part cut out at random in place of the centre, mirrored in half of all cases -> [channels, size, size]."""
-        image = decoding.upright(image)
-        x = resized(decoding.pixels(image, self.channels, random_box(image.width, image.height)), self.size)
-        return self.normalize(x.flip(-1) if torch.rand(()) < 0.5 else x)
+        """What training sees of an image, normalised -> [channels, size, size]."""
+        return self.normalize(self.pixels(image, training=True))
+
+    def _stored(self, x: Tensor) -> Tensor:
+        return (x * 255).round().clamp(0, 255).to(torch.uint8) if self.bits == 8 else x
 
     def fit(self, x: Tensor) -> Tensor:
         """[..., C, H, W] -> [..., C, size, size]: the largest square in the centre, resized."""
@@ -67,28 +83,37 @@ class Preprocessing:
         return resized(x[..., top : top + side, left : left + side], self.size)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """[..., C, H, W] in [0, 1] -> (x - mean) / std."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return (x - mean[:, None, None]) / std[:, None, None]
+        """[..., C, H, W] in [0, 1], or bytes, on any device -> (x - mean) / std; one channel is repeated where the rule has three."""
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
+        if x.dtype == torch.uint8:
+            x = x.float() / 255
+        return (x - mean) / std
 
     def read(self, path: str | Path, training: bool = False) -> Tensor:
         """An image file -> [channels, size, size], for training `augmented`; UserError where it is missing, no image or out of range."""
-        image = decoding.load(path)
+        return self.normalize(self.read_pixels(path, training))
+
+    def read_pixels(self, path: str | Path, training: bool = False) -> Tensor:
+        """The same before normalisation, see `pixels`."""
+        return self.pixels_of(decoding.load(path), path, training)
+
+    def pixels_of(self, image: "Image.Image", name: str | Path, training: bool = False) -> Tensor:
+        """`pixels` of an image that is called `name`; UserError where its values are out of range."""
         try:
-            return self.augmented(image) if training else self(image)
+            return self.pixels(image, training)
         except ValueError as error:
-            raise UserError(f"the image {path} cannot be read: {one_line(error)}") from error
+            raise UserError(f"the image {name} cannot be read: {one_line(error)}") from error
 
     def as_dict(self) -> dict[str, int | list[float]]:
         """What a checkpoint keeps: numbers only."""
-        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std), "bits": self.bits}
 
     @classmethod
     def from_dict(cls, kept: Any) -> "Preprocessing":
         """The inverse of as_dict; ValueError where `kept` is not what as_dict gives."""
         try:
             mean, std = (tuple(float(value) for value in kept[key]) for key in ("mean", "std"))
-            return cls(int(kept["size"]), mean, std)
+            return cls(int(kept["size"]), mean, std, int(kept.get("bits", 32)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(f"the rule by which images are prepared is broken: {what}") from error

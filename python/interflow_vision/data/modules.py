@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..errors import UserError
+from .base import IMAGENET_MEAN, IMAGENET_STD, ImageData, at_least
 from .folders import ClassFolders, difference
 from .images import Preprocessing, random_affine
 from .loading import ResumableLoader
+from .splitting import stratified
+from .transforms import Augmentation, for_training
 
 DIGITS_SPLIT = (1077, 360, 360)
 """Images for training, validation and test; 1,797 in all."""
@@ -22,22 +25,13 @@ DIGITS_SPLIT = (1077, 360, 360)
 # Over the pixels of the 1,077 training images of seed 0, in [0, 1].
 DIGITS_MEAN, DIGITS_STD = 0.3063, 0.3766
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def digits_split(target: Tensor, seed: int) -> list[Tensor]:
     """Indices of the three parts: disjoint, everything used, every class in proportion; the same for the same seed.
 
     target [N] -> index tensors of DIGITS_SPLIT's sizes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    # Each class is spread evenly over the interval [0, 1); cutting the sorted order anywhere then cuts every class in proportion.
-    place = torch.empty(len(target), dtype=torch.float64)
-    for label in target.unique():
-        members = (target == label).nonzero().flatten()
-        rank = torch.randperm(len(members), generator=generator)
-        place[members] = (rank + torch.rand(len(members), generator=generator, dtype=torch.float64)) / len(members)
-    return list(place.argsort(stable=True).split(DIGITS_SPLIT))
+    return stratified(target, DIGITS_SPLIT, seed)
 
 
 class Digits(LightningDataModule):
@@ -58,8 +52,8 @@ class Digits(LightningDataModule):
 
     def __init__(self, batch_size: int = 64, size: int = 32, seed: int = 0, shift: float = 0.5, degrees: float = 10.0, scale: float = 0.1) -> None:
         super().__init__()
-        _at_least("batch_size", batch_size, 1)
-        _at_least("size", size, 1)
+        at_least("batch_size", batch_size, 1)
+        at_least("size", size, 1)
         for name, value in (("shift", shift), ("degrees", degrees), ("scale", scale)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
@@ -105,7 +99,7 @@ class Digits(LightningDataModule):
         return random_affine(x, **self.augmentation), target
 
 
-class ImageFolder(LightningDataModule):
+class ImageFolder(ImageData):
     """A folder of images, root/train/<class>/*.jpg, root/val/<class>/*, and root/test/<class>/* (without it, test uses val).
 
     Files are found and classes numbered as torchvision's ImageFolder does (folders.py), without hidden files and folders; images are read
@@ -114,11 +108,17 @@ class ImageFolder(LightningDataModule):
 
     Args:
         root: the folder.
-        batch_size: images in a step.
+        batch_size: images in a step of one process.
         size: pixels of a side.
         num_workers: processes that read images.
         mean: of each channel, in [0, 1]; default ImageNet's, as pretrained weights expect. One value: images become grey, for in_channels=1.
         std: likewise.
+        bits: 8 rounds resized pixels to 256 steps, a quarter of the bytes for the device; 32 does not, for images of 16 bits.
+        randaugment: operations of RandAugment on each training image; needs torchvision.
+        magnitude: of RandAugment, 0 to 30.
+        erasing: part of the training images in which a rectangle is erased; needs torchvision.
+        mixup: alpha of mixup, 0 for none; needs torchvision.
+        cutmix: alpha of CutMix, 0 for none; needs torchvision.
 
     Raises ValueError for numbers out of range.
     """
@@ -131,17 +131,17 @@ class ImageFolder(LightningDataModule):
         num_workers: int = 2,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        bits: int = 8,
+        randaugment: int = 0,
+        magnitude: int = 9,
+        erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
-        super().__init__()
-        _at_least("batch_size", batch_size, 1)
-        _at_least("num_workers", num_workers, 0)
+        super().__init__(batch_size, num_workers, Augmentation(0, False, randaugment, magnitude, erasing, mixup, cutmix))
         self.save_hyperparameters()
         self.root = Path(root)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.preprocessing = Preprocessing(size, tuple(mean), tuple(std))
-        self.class_names: tuple[str, ...] = ()
-        self.parts: list[ClassFolders] = []
+        self.preprocessing = Preprocessing(size, tuple(mean), tuple(std), bits)
 
     def prepare_data(self) -> None:
         """UserError where a folder is missing."""
@@ -156,36 +156,12 @@ class ImageFolder(LightningDataModule):
         self.prepare_data()
         rule = self.preprocessing
         test = "test" if (self.root / "test").is_dir() else "val"
+        training = partial(for_training, read=partial(rule.read_pixels, training=True), transform=self.image_transform())
         parts: list[ClassFolders] = []
-        for name, read in (("train", partial(rule.read, training=True)), ("val", rule.read), (test, rule.read)):
+        for name, read in (("train", training), ("val", rule.read_pixels), (test, rule.read_pixels)):
             part = ClassFolders(self.root / name, read)
             if parts and part.classes != parts[0].classes:
                 raise UserError(f"{self.root / name} has other classes than {self.root / 'train'}: {difference(part.classes, parts[0].classes)}")
             parts.append(part)
         self.class_names = tuple(parts[0].classes)
         self.parts = parts
-
-    def _loader(self, part: int) -> DataLoader[Any]:
-        training = part == 0
-        return ResumableLoader(
-            self.parts[part],
-            self.batch_size,
-            shuffle=training,
-            drop_last=training and len(self.parts[part]) > self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(0)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(1)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(2)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 from interflow_kernels import StageTap
 
+from .checkpointing import recomputed
 from .stages import run_end, run_end_for_map, run_relu
 from .wrappers import unwrapped
 
@@ -35,6 +38,8 @@ class Trunk(nn.ModuleDict):
     def __init__(self, layers: Iterable[tuple[Place, nn.Module]]) -> None:
         super().__init__()
         self.places: dict[str, Place] = {}
+        self.checkpointed = False
+        """Whether training runs each block again in backward in place of keeping its maps, see checkpointing.py."""
         index = 0
         for place, layer in layers:
             self[str(index)] = layer
@@ -47,9 +52,27 @@ class Trunk(nn.ModuleDict):
 
     def forward(self, x: Tensor, maps: bool = False) -> list[Tensor]:
         """Image -> the features of the stages."""
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
+            return self._run(self.placed(), x, maps)[1]
         features: list[Tensor] = []
-        layers = self.placed()
-        last = layers[-1][0]
+        for block in self._blocks():
+            x, found = recomputed(partial(self._run, block, maps=maps), x, [layer for _, _, layer in block])
+            features += found
+        return features
+
+    def _blocks(self) -> list[list[tuple[str, Place, nn.Module]]]:
+        """The layers in pieces that end where blocks and stages do."""
+        blocks: list[list[tuple[str, Place, nn.Module]]] = [[]]
+        for name, place, layer in self.placed():
+            blocks[-1].append((name, place, layer))
+            if place.role == "end":
+                blocks.append([])
+        return [block for block in blocks if block]
+
+    def _run(self, layers: list[tuple[str, Place, nn.Module]], x: Tensor, maps: bool) -> tuple[Tensor, list[Tensor]]:
+        """Runs these layers, which end where a block does; what follows takes and the features among them."""
+        features: list[Tensor] = []
+        last = list(self.places)[-1]
         before: nn.Module | None = None  # is run together with what follows, which may take work off it
         for name, place, layer in layers:
             if place.role == "end":
@@ -61,7 +84,7 @@ class Trunk(nn.ModuleDict):
                 x, before = run_relu(before, layer, x), None
             else:
                 x, before = (x if before is None else before(x)), layer
-        return features
+        return x, features
 
     def _end(self, name: str, place: Place, before: nn.Module | None, end: nn.Module, x: Tensor, maps: bool) -> tuple[Tensor, Tensor]:
         if maps and isinstance(unwrapped(end), StageTap):

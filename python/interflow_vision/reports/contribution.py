@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from interflow_kernels import InterflowHead, reference
 
@@ -13,8 +14,13 @@ def branch_terms(head: InterflowHead, branches: Tensor) -> Tensor:
     """
     if head.attention == "gated":
         assert head.attention_bias is not None
-        return reference.gates(branches, head.attention_weight, head.attention_bias) * branches
-    return head.stage_weights() * branches
+        return reference.gates(branches, _whole(head.attention_weight), _whole(head.attention_bias)) * branches
+    return _whole(head.stage_weights()) * branches
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor of which processes have parts; all must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Contribution:
@@ -35,7 +41,7 @@ class Contribution:
         """Adds the terms of a batch, [B, n, K]."""
         terms = terms.detach().to(torch.float32 if terms.device.type == "mps" else torch.float64)
         if self.origin is None or self.sums is None:
-            self.origin = terms[0]
+            self.origin = terms[0].clone()  # a view would keep the whole batch
             self.sums = torch.zeros(2, *terms.shape[1:], dtype=terms.dtype, device=terms.device)
         difference = terms - self.origin
         self.count += len(terms)
@@ -43,8 +49,12 @@ class Contribution:
 
     def compute(self) -> Tensor:
         """[n]; as torch.std, with the divisor N - 1, so at least two samples are needed (one gives zeros)."""
+        return self.by_class().mean(1)
+
+    def by_class(self) -> Tensor:
+        """The same before the mean over classes: [n, K]."""
         if self.sums is None:
             raise ValueError("no batch was added yet")
         total, squares = self.sums
         variance = (squares - total.square() / self.count) / max(self.count - 1, 1)
-        return variance.clamp(min=0).sqrt().mean(1)
+        return variance.clamp(min=0).sqrt()

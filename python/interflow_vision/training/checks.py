@@ -29,7 +29,7 @@ def require_in_range(
         ("auxiliary_weight", auxiliary_weight, auxiliary_weight >= 0, "at least 0"),
         ("branch_loss", branch_loss, branch_loss >= 0, "at least 0"),
         ("width", width, width > 0, "above 0"),
-        ("warmup", warmup, 0 < warmup < 1, "between 0 and 1"),
+        ("warmup", warmup, 0 <= warmup < 1, "at least 0 and below 1"),
     ):
         if not (fits and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number, {range_}, got {value}")

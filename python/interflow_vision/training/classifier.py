@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +24,8 @@ from ..processes import EveryProcessError
 from ..reports.contribution import Contribution, branch_terms
 from . import checks, optimization
 from .building import create_backbone
+from .execution import Execution
+from .finetuning import take_trunk
 from .finite import EvaluationGuard, LossGuard, require_finite_weights
 
 CHECKPOINT_KEY = "interflow_vision"
@@ -29,13 +33,14 @@ CHECKPOINT_KEY = "interflow_vision"
 
 
 class Classifier(LightningModule):
-    """Trains a model of create_model with SGD (Nesterov) and one cycle of the learning rate.
+    """Trains a model of create_model, unless told otherwise with SGD (Nesterov) and one cycle of the learning rate.
 
-    Logged each epoch: train/loss, train/accuracy, train/images_per_second; val/loss and val/accuracy; for heads with
-    branches val/accuracy_branch1, ... and, for Interflow heads, contribution/branch1, ..., over the validation images
-    (see contribution.py; several processes: the mean of theirs). A test logs test/loss, test/accuracy, test/accuracy_branch1, ...
-    Accuracies are fractions; losses are cross entropies in nats, val and test without label smoothing. Where batches may be
-    left out (skip_nonfinite), train/skipped_batches says how many were. A loss that is not finite ends every run (finite.py).
+    Logged each epoch: train/loss, train/accuracy, train/images_per_second; val/loss and val/accuracy, with more than ten
+    classes val/top5 (the class is among the five highest scores); for heads with branches val/accuracy_branch1, ... and,
+    for Interflow heads, contribution/branch1, ..., over the validation images (see contribution.py; several processes:
+    the mean of theirs). A test logs the same as test/loss, ... Accuracies are fractions; losses are cross entropies in
+    nats, val and test without label smoothing. Where batches may be left out (skip_nonfinite), train/skipped_batches says
+    how many were. A loss that is not finite ends every run (finite.py).
 
     Args:
         name: the model, "vgg16", "vgg16_bn", or "plainN" for N convolutions without norms.
@@ -63,6 +68,14 @@ class Classifier(LightningModule):
         label_smoothing: of the training loss (not used by head="auxiliary", which brings its own loss).
         warmup: part of the training in which the learning rate rises.
         skip_nonfinite: how many batches in a row may be left out because their loss is not finite; 0 stops at the first.
+        optimizer: "sgd" (Nesterov), "adamw", or a name of timm's, such as "lamb".
+        schedule: of the learning rate after the warm-up; "step" divides it by ten.
+        step_at: parts of the training after which "step" does; default 0.5 and 0.75.
+        trunk_lr: the trunk's learning rate over the head's; 0 freezes the trunk, its norms too.
+        trunk_from: checkpoint of another run, whose trunk training starts from; the classes may differ.
+        channels_last: whether maps are stored pixel by pixel, which most GPUs and CPUs convolve faster.
+        compile: whether training runs through torch.compile.
+        checkpointing: whether backward runs each block again in place of keeping its maps: less memory, more time, the same numbers.
     """
 
     def __init__(
@@ -91,6 +104,14 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         warmup: float = 0.25,
         skip_nonfinite: int = 0,
+        optimizer: str = "sgd",
+        schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle",
+        step_at: list[float] | None = None,
+        trunk_lr: float = 1.0,
+        trunk_from: str | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         checks.require_in_range(
@@ -123,11 +144,12 @@ class Classifier(LightningModule):
             branch_loss=branch_loss,
         )
         self.pretrained = pretrained
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.lr = lr  # may be changed until training begins: Lightning's learning-rate finder does
         self.label_smoothing = label_smoothing
-        self.warmup = warmup
+        step_at = [0.5, 0.75] if step_at is None else step_at
+        self._settings = optimization.Settings(lr, momentum, weight_decay, warmup, optimizer, schedule, tuple(step_at), trunk_lr)
+        self._how = Execution(channels_last, compile, checkpointing)
+        self.trunk_from = trunk_from
         self.preprocessing: Preprocessing | None = None
         self.class_names: tuple[str, ...] = ()
         self._guard = LossGuard(skip_nonfinite)
@@ -148,8 +170,18 @@ class Classifier(LightningModule):
             preprocessing, names = checks.knowledge_of(data, self.model)
             self.preprocessing = preprocessing or self.preprocessing
             self.class_names = names or self.class_names
-        if self.pretrained and stage == "fit" and self.trainer.ckpt_path is None:
+        if stage == "fit":
+            if self.trainer.ckpt_path is None:
+                self._start_weights()
+            self._how.prepare(self.model)
+            if self._settings.trunk_lr == 0:
+                optimization.freeze_trunk(self.model)
+
+    def _start_weights(self) -> None:
+        if self.pretrained:
             self.model.load_pretrained()
+        if self.trunk_from is not None:
+            take_trunk(self.model, Path(self.trunk_from))
 
     def _train_output(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the loss takes: logits [B, K]; of an auxiliary head Z [B, n, K]; of a head with a branch_loss logits and Z."""
@@ -166,6 +198,9 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._started, self._images, self._guard.left_out = time.perf_counter(), 0, 0
+        if self._settings.trunk_lr == 0:
+            for module in optimization.trunk_modules(self.model):
+                module.eval()  # running statistics stay those of the pretraining
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         x, target = batch
@@ -231,23 +266,24 @@ class Classifier(LightningModule):
         self._evaluation_guard.update(batch_idx, loss, branches)
         self.log(f"{part}/loss", loss, **kept)
         self.log(f"{part}/accuracy", _accuracy(logits, target), prog_bar=True, **kept)
+        if logits.shape[1] > 10:
+            self.log(f"{part}/top5", (logits.topk(5).indices == target[:, None]).any(1).float().mean(), **kept)
         for i, scores in enumerate([] if branches is None else branches.unbind(1), 1):
             self.log(f"{part}/accuracy_branch{i}", _accuracy(scores, target), **kept)
         return branches
 
     def configure_optimizers(self) -> Any:
-        """SGD with Nesterov momentum and the one-cycle factor, a step each batch."""
+        """The optimiser, and the learning rate's factor with a step each batch."""
         batches = self.trainer.estimated_stepping_batches
         if not math.isfinite(batches):
             raise EveryProcessError("one cycle of the learning rate needs an end: give --trainer.max_epochs or --trainer.max_steps")
-        settings = optimization.Settings(self.lr, self.momentum, self.weight_decay, self.warmup)
-        self._schedule = optimization.sgd_one_cycle(self, settings, max(1, int(batches)))
+        self._schedule = optimization.scheduled(self, replace(self._settings, lr=self.lr), max(1, int(batches)))
         return {"optimizer": self._schedule.optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """A resumed run has the optimiser's settings of the checkpoint: this run's own (--model.lr ...) take their place."""
         if self._schedule is not None:
-            optimization.apply(optimization.Settings(self.lr, self.momentum, self.weight_decay, self.warmup), self._schedule)
+            optimization.apply(replace(self._settings, lr=self.lr), self._schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a prediction needs beside the weights; EveryProcessError where a weight is not finite."""
@@ -267,5 +303,5 @@ class Classifier(LightningModule):
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """Fraction of [B, K] whose largest score is the target's [B]."""
-    return (scores.argmax(1) == target).float().mean()
+    """Fraction of [B, K] whose largest score is the target's [B], or the most probable class's of targets [B, K] (mixed images)."""
+    return (scores.argmax(1) == (target if target.dim() == 1 else target.argmax(1))).float().mean()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..processes import EveryProcessError, gathered
 
@@ -17,11 +18,16 @@ class NotFiniteError(EveryProcessError):
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first floating-point tensor that has an infinite or undefined value, or None."""
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()]
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and _local(tensor).numel()]
     if not names:
         return None
-    good = torch.stack([torch.isfinite(tensors[name]).all() for name in names]).tolist()
+    good = torch.stack([torch.isfinite(_local(tensors[name])).all() for name in names]).tolist()
     return None if all(good) else names[good.index(False)]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def require_finite_weights(module: LightningModule) -> None:

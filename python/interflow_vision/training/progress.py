@@ -2,6 +2,7 @@
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -57,6 +58,17 @@ class EpochLines(ProgressBar):
         if "train/images_per_second" in seen:
             parts.append(f"{seen['train/images_per_second']:.0f} images/s")
         print("   ".join([*parts, f"{time.perf_counter() - self._started:.1f} s"]), flush=True)
+
+
+def default_bar() -> list[ProgressBar]:
+    """Lines where nobody watches; on a terminal Rich's bar where it is installed, else none, for which Lightning takes its own."""
+    if not is_watched():
+        return [EpochLines()]
+    if find_spec("rich") is None:
+        return []
+    from .bar import TrainingBar
+
+    return [TrainingBar()]
 
 
 def is_watched() -> bool:

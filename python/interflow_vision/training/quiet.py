@@ -10,6 +10,7 @@ _NEEDLESS = (
     ".*Checkpoint directory .* exists and is not empty",  # a resumed run goes on filling its folder,
     ".*Experiment logs directory .* exists and is not empty",  # and runs.loggers has kept its log
     "The dirpath has changed from",  # validate and test have no checkpoints of their own
+    "Your `IterableDataset` has `__len__` defined",  # shards know their number of batches
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated",  # Lightning's own use of torch
 )
 

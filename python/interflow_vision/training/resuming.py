@@ -13,7 +13,20 @@ from ..errors import UserError
 
 Options = dict[str, Any]
 
-TRAINING_OPTIONS = ("lr", "momentum", "weight_decay", "label_smoothing", "warmup", "auxiliary_weight", "branch_loss", "skip_nonfinite")
+TRAINING_OPTIONS = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+    "warmup",
+    "auxiliary_weight",
+    "branch_loss",
+    "skip_nonfinite",
+    "step_at",
+    "channels_last",
+    "compile",
+    "checkpointing",
+)
 """Of the model: how it is trained, not what it is. A run that goes on may change them."""
 
 READING_OPTIONS = ("root", "num_workers")

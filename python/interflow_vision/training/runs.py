@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from ..errors import UserError
 from ..reports import curves
+from . import samples
 
 ROOT = Path("runs/digits")
 """Where runs lie by default: trainer.default_root_dir of digits.yaml."""
@@ -31,9 +32,11 @@ def newest(root: Path) -> Path | None:
 def checkpoint(name: str, root: Path = ROOT, of_a_run: str = "best") -> Path:
     """The checkpoint file that an option names; UserError where there is none.
 
-    name: "best" or "last", of the newest run below `root` that has one; the folder of a run, whose `of_a_run` is taken, or
-    the other of "best" and "last" where it has only that; anything else is a file.
+    name: "sample", the one that comes with the package; "best" or "last", of the newest run below `root` that has one; the
+    folder of a run, whose `of_a_run` is taken, or the other of "best" and "last" where it has only that; anything else is a file.
     """
+    if name == samples.NAME:
+        return samples.checkpoint()
     if name in ("best", "last"):
         paths = [run / "checkpoints" / f"{name}.ckpt" for run in all_runs(root)]
         path = next((path for path in paths if path.is_file()), None)

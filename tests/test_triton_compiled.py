@@ -16,9 +16,9 @@ from triton_offline import TARGETS, compiled, recorded, resources, runtime_argum
 from interflow_kernels.triton.common import products
 from interflow_kernels.triton.interflow_head.backward import interflow_head_backward
 from interflow_kernels.triton.interflow_head.forward import interflow_head
+from interflow_kernels.triton.interflow_head.pool import interflow_pool
 from interflow_kernels.triton.stage_end.backward import stage_end_backward
 from interflow_kernels.triton.stage_end.forward import stage_end
-from interflow_kernels.triton.interflow_head.pool import interflow_pool
 from interflow_kernels.triton.stage_tap.backward import stage_tap_backward
 from interflow_kernels.triton.stage_tap.forward import stage_tap
 

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from interflow_kernels import _fx
+from interflow_kernels import _fx, stage_end
 
 from .exchange import Exchange
-from .plain_stage_end import stage_end
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Data modules by the names that a plan uses: scikit-learn's digits, and Fashion-MNIST from its IDX files."""
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..data import idx, known
 from ..data.images import Preprocessing
 from ..data.loading import ResumableLoader
 from ..data.modules import Digits
@@ -17,7 +17,6 @@ from ..errors import UserError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the files."""
-FASHION_CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot")
 
 
 def create(options: Mapping[str, Any], batch_size: int) -> LightningDataModule:
@@ -34,27 +33,8 @@ def create(options: Mapping[str, Any], batch_size: int) -> LightningDataModule:
 
 def fashion_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images uint8 [60000, 28, 28] and labels [60000] for training, [10000, 28, 28] and [10000] for test; UserError where a file is missing or broken."""
-    return (*_pair(root, "train"), *_pair(root, "t10k"))
-
-
-def _pair(root: Path, part: str) -> tuple[Tensor, Tensor]:
-    images, labels = _idx(root / f"{part}-images-idx3-ubyte.gz", 3), _idx(root / f"{part}-labels-idx1-ubyte.gz", 1)
-    if len(images) != len(labels):
-        raise UserError(f"{root} has {len(images)} images but {len(labels)} labels for {part}")
-    return images, labels.long()
-
-
-def _idx(path: Path, dimensions: int) -> Tensor:
-    """An IDX file of bytes: two zeros, type 8, the number of dimensions, each extent in four bytes (big-endian), then the values."""
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
-        raise UserError(f"the file {path} cannot be read ({error}); Debian's package dataset-fashion-mnist brings it") from error
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != 4 + 4 * dimensions + int(torch.tensor(shape).prod()):
-        raise UserError(f"the file {path} is no IDX file of bytes in {dimensions} dimensions")
-    return torch.frombuffer(bytearray(content[4 + 4 * dimensions :]), dtype=torch.uint8).view(shape)
+    (images, labels), (test, test_labels) = idx.pair(root, "train"), idx.pair(root, "t10k")
+    return images[:, 0], labels, test[:, 0], test_labels
 
 
 class FashionMNIST(LightningDataModule):
@@ -68,7 +48,7 @@ class FashionMNIST(LightningDataModule):
         split_seed: of the draw.
     """
 
-    class_names = FASHION_CLASSES
+    class_names = known.FashionMNIST.class_names
 
     def __init__(self, batch_size: int, train: int, validation: int, size: int = 32, root: str | Path = FASHION_MNIST, split_seed: int = 0) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ __all__ = [
     "composed_tap",
     "composed_tap_gradient",
     "end_inputs",
+    "exact_end_gradient",
     "gradients",
     "head_inputs",
     "in_layout",
@@ -190,6 +191,16 @@ def composed_end_gradient(u: Tensor, shift: Tensor | None, residual: Tensor | No
         pairs.append((v.mean((2, 3), dtype=dp.dtype), dp))
     (du,) = torch.autograd.grad([out for out, _ in pairs], leaf, [g for _, g in pairs])
     return du
+
+
+def exact_end_gradient(v: Tensor, activation: str, dv: Tensor | None, dp: Tensor | None) -> Tensor:
+    """du of the stage end in fp64, of v as it came out; summed over B, H, W it is dshift."""
+    d = torch.zeros(v.shape, dtype=torch.float64)
+    if dv is not None:
+        d = d + dv.double()
+    if dp is not None:
+        d = d + dp.double()[:, :, None, None] / (v.shape[2] * v.shape[3])
+    return torch.where(v <= 0, 0.0, d) if activation == "relu" else d
 
 
 def composed_tap(u: Tensor, shift: Tensor | None, max_pool: bool = True) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ import torch
 from stage_tap_cases import DTYPES, is_nhwc, strides_of
 
 from interflow_kernels import reference, stage_end
-from interflow_kernels.testing import EndCase, assert_close, assert_same_bits, composed_end, composed_end_gradient, end_inputs
+from interflow_kernels.testing import EndCase, assert_close, assert_same_bits, composed_end, composed_end_gradient, end_inputs, exact_end_gradient
 
 raw_end = torch.ops.interflow_kernels.stage_end.default
 raw_end_backward = torch.ops.interflow_kernels.stage_end_backward.default
@@ -22,7 +22,6 @@ __all__ = [
     "USES",
     "assert_all_same",
     "check",
-    "exact_gradient",
     "is_nhwc",
     "raw_end",
     "raw_end_backward",
@@ -56,16 +55,6 @@ def assert_all_same(what, actual, expected):
             assert_same_bits(f"{name} {what}", a, e)
 
 
-def exact_gradient(v, activation, dv, dp):
-    """d(u) in fp64, of v as it came out."""
-    d = torch.zeros(v.shape, dtype=torch.float64)
-    if dv is not None:
-        d = d + dv.double()
-    if dp is not None:
-        d = d + dp.double()[:, :, None, None] / (v.shape[2] * v.shape[3])
-    return torch.where(v <= 0, 0.0, d) if activation == "relu" else d
-
-
 def check(case, use=("dv", "dp"), inputs=None):
     """Runs the case; v and, where PyTorch's steps are the same ones, du to the bit; p and the gradients beside fp64, by name."""
     u, shift, residual = end_inputs(case) if inputs is None else inputs
@@ -87,7 +76,7 @@ def check(case, use=("dv", "dp"), inputs=None):
 
     if len(use) == 1 or u.dtype in (torch.float32, torch.float64):  # below, PyTorch rounds the two gradients before it adds them
         assert_same_bits("du", du, composed_end_gradient(u, shift, residual, case.activation, dv, dp))
-    wanted, size = (exact_gradient(expected, case.activation, *(None if g is None else f(g) for g in (dv, dp))) for f in (lambda g: g, torch.abs))
+    wanted, size = (exact_end_gradient(expected, case.activation, *(None if g is None else f(g) for g in (dv, dp))) for f in (lambda g: g, torch.abs))
     assert (du.dtype, du.stride()) == (u.dtype, strides_of(u, *u.shape[2:]))
     assert_close("du", du, wanted, magnitude=size)
     if shift is not None:

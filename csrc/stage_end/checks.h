@@ -7,7 +7,7 @@ namespace interflow {
 
 // Whether the activation is relu; nothing else but none is one.
 inline bool is_relu(const std::string& activation) {
-  INTERFLOW_CHECK(activation == "relu" || activation == "none", "stage_end: activation must be 'relu' or 'none', got '", activation, "'");
+  INTERFLOW_CHECK(activation == "relu" || activation == "none", "stage_end: activation must be 'relu' or 'none', got '", activation.substr(0, 40), "'");
   return activation == "relu";
 }
 

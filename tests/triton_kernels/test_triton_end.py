@@ -8,11 +8,21 @@ import torch
 from example_count import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage_end_cases import ACTIVATIONS, USES, exact_gradient, raw_end, raw_end_backward, upstreams
+from stage_end_cases import ACTIVATIONS, USES, raw_end, raw_end_backward, upstreams
 
 from interflow_kernels import stage_end
 from interflow_kernels._tap_format import is_channels_last
-from interflow_kernels.testing import LAYOUTS, EndCase, assert_close, assert_same_bits, composed_end, composed_end_gradient, end_inputs, in_layout
+from interflow_kernels.testing import (
+    LAYOUTS,
+    EndCase,
+    assert_close,
+    assert_same_bits,
+    composed_end,
+    composed_end_gradient,
+    end_inputs,
+    exact_end_gradient,
+    in_layout,
+)
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # hypothesis mixes badly with the fixture of this name
 EXAMPLES = examples(300 if DEVICE == "cuda" else 25)
@@ -45,7 +55,7 @@ def check(case, device, use=("dv", "dp"), seed=0):
     assert_close("p", p, expected.double().mean((2, 3)), magnitude=expected.double().abs().mean((2, 3)))
     if len(use) == 1 or u.dtype == torch.float32:
         assert_same_bits("du", du, composed_end_gradient(u, shift, residual, case.activation, dv, dp))
-    wanted, size = (exact_gradient(expected, case.activation, *(None if g is None else f(g) for g in (dv, dp))) for f in (lambda g: g, torch.abs))
+    wanted, size = (exact_end_gradient(expected, case.activation, *(None if g is None else f(g) for g in (dv, dp))) for f in (lambda g: g, torch.abs))
     assert_close("du", du, wanted, magnitude=size)
     if shift is not None:
         assert_close("dshift", dshift, wanted.sum((0, 2, 3)), magnitude=size.sum((0, 2, 3)))

@@ -2,7 +2,9 @@
 //
 //   d = dv + dp / (H W) where v passes, else 0; du = d, rounded once; dshift = sum of d over B, H, W in fp32
 //
-// Units, threads and chunks as in forward.cu. Rows of sums meet in two levels, as stage_tap_backward's do: common/cuda/map_sums.cuh.
+// Units, threads and chunks as in forward.cu. Rows of sums meet in two levels, as stage_tap_backward's do: common/cuda/map_sums.cuh. Two blocks a
+// multiprocessor are asked for, not three: beside eight loads of 16 bytes on their way, gradients of means and sums take more than 80 registers on some
+// architectures, and two blocks have 64 KB on their way.
 #include "stage_end/cuda/backward_pixels.cuh"
 #include "stage_end/cuda/backward_planes.cuh"
 #include "stage_end/cuda/launch.cuh"

@@ -5,7 +5,7 @@
 namespace interflow {
 
 template <class T, bool kRelu, bool kWide>
-__global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels_backward(const __grid_constant__ EndBackwardParams P) {
+__global__ void __launch_bounds__(kMapThreads, 2) end_pixels_backward(const __grid_constant__ EndBackwardParams P) {
   constexpr int V = kChunk<T>;
   const EndPlan& plan = P.plan;
   const MapShape& s = plan.shape;

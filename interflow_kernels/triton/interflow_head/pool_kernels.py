@@ -29,11 +29,11 @@ def _meet(
     D: tl.constexpr,
     PARTIAL_D: tl.constexpr,
 ):
+    c = block * COLS + tl.arange(0, COLS)
+    partial += image * PARTIAL_D + PARTIAL_COLUMN + c
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
         tl.debug_barrier()
-        c = block * COLS + tl.arange(0, COLS)
-        partial += image * PARTIAL_D + PARTIAL_COLUMN + c
         whole = tl.zeros([COLS], tl.float32)
         missing = tl.zeros([COLS], tl.float32)
         for r in range(PARTS):

@@ -64,10 +64,7 @@ def attach(
     Raises ValueError or TypeError, one sentence with the nearest valid names, for what does not fit; MissingPackageError, with the line
     that installs it, for a name without its library.
     """
-    _check(head, stage_end, drop_class_token, layout, attention)
-    if _options.integer(num_classes) != 0:
-        _options.class_count(num_classes)
-    _options.pair(pool_size, "pool_size")
+    _check(num_classes, head, stage_end, pool_size, drop_class_token, layout, attention)
     chosen = choosing.requested(stages)
     head_options = {name: options.pop(name) for name in list(options) if name in _HEAD_OPTIONS}
     weights: Any = None
@@ -84,16 +81,14 @@ def attach(
     exchange = Exchange()
     try:
         module, reader, described, seen = _opened(backbone, chosen, weights is not None, drop_class_token, layout, size, exchange)
-        cfg = {**probing.default_cfg(backbone), "input_size": size}
         network = InterflowNetwork(
-            module, reader, described, num_classes, head=head, exchange=exchange, default_cfg=cfg,
-            head_options={"attention": attention, "pool_size": pool_size, **head_options},
+            module, reader, described, num_classes, head=head, head_options={"attention": attention, "pool_size": pool_size, **head_options},
+            exchange=exchange, default_cfg={**probing.default_cfg(backbone), "input_size": size},
         )  # fmt: skip
     except Exception:
         uninstall(backbone, exchange)
         raise
-    if weights is not None:
-        network._pretrained = _Weights(**weights, size=size)
+    network._pretrained = None if weights is None else _Weights(**weights, size=size)
     if stage_end == "fused" and network.pool_size == (1, 1):
         stage_ends.install(network, seen)
     network.head.train(module.training)
@@ -101,7 +96,10 @@ def attach(
     return network
 
 
-def _check(head: Any, stage_end: Any, drop_class_token: Any, layout: Any, attention: Any) -> None:
+def _check(num_classes: Any, head: Any, stage_end: Any, pool_size: Any, drop_class_token: Any, layout: Any, attention: Any) -> None:
+    if _options.integer(num_classes) != 0:
+        _options.class_count(num_classes)
+    _options.pair(pool_size, "pool_size")
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(map(repr, HEADS))}, got {_options.shown(head)}")
     if stage_end not in STAGE_ENDS:

@@ -210,10 +210,12 @@ def test_the_command_trains_a_study_and_trains_it_once(interflow, tmp_path):
     shutil.copy(HERE / "study/study.yaml", tmp_path)
     given = yaml.safe_load((tmp_path / "study.yaml").read_text())
     given["data"]["digits"]["epochs"] = 1
+    given["cells"] = [{"data": ["digits"], "networks": ["vgg16_bn"], "arms": ["nxn", "nxn-norm-loss"]}]
+    given["claims"], given["rates"] = given["claims"][:1], [0.02]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(given))
     first = interflow("compare", "study.yaml", "--jobs", "2", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "8/8" in first.stdout and "7/7" in first.stdout
+    assert first.stdout.count("4/4") == 1
     assert {"report.md", "report.html", "results", "study.yaml"} <= {path.name for path in tmp_path.iterdir()}
     second = interflow("compare", "study.yaml", cwd=tmp_path)
     assert second.returncode == 0 and "accuracy" not in second.stdout

@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ def train(runs: Sequence[Run], folder: Path, jobs: int, threads: int, say: Calla
     for number in range(jobs):
         gpus.put(number % torch.cuda.device_count() if torch.cuda.is_available() else None)
     began, done = time.time(), 0
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads, gpus)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), threads, gpus)) as pool:
         waiting: dict[Future[results.Result], Run] = {pool.submit(_perform, run, folder): run for run in runs}
         try:
             while waiting:
@@ -78,8 +79,9 @@ def _result(run: Run, future: "Future[results.Result]") -> results.Result:
         raise UserError(f"a process ended while {run.cell} with seed {run.seed} was trained, most often for want of memory: give a smaller --jobs") from error
 
 
-def _begin(threads: int, gpus: Any) -> None:
+def _begin(parent: int, threads: int, gpus: Any) -> None:
     global _device
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
 
     from ..training.quiet import quiet
@@ -88,6 +90,13 @@ def _begin(threads: int, gpus: Any) -> None:
     _device = gpus.get()
     quiet()
     warnings.filterwarnings("ignore")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker where its parent was killed: nobody would take what it finds, and it would wait for ever for more."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
 
 
 def _perform(run: Run, folder: Path) -> results.Result:

@@ -72,4 +72,4 @@ def test_the_small_recipe_learns_from_a_part_of_fashion_mnist(tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["interflow", "fit", "--config", str(path), *quick])
     assert cli.main() == 0, capfd.readouterr().err
     log = curves.read_log(Path("runs/fashion_mnist_small/version_0"))
-    assert log["test/accuracy"][1] > 0.7, log["test/accuracy"]
+    assert log["test/accuracy"][1] > 0.6, log["test/accuracy"]

@@ -19,7 +19,9 @@ PROMISES = (
     Promise("interflow_head_scores_kernel", 128, loads=True, tensor_cores=True),
     Promise("interflow_head_products_kernel", 128, loads=True),
     Promise("interflow_head_epilogue_kernel", 64),
-    # NHWC and NCHW <T, residual, wide>, backward <T, relu, wide>: three blocks a multiprocessor forward where accesses are 16 bytes wide, else two
+    # NHWC and NCHW <T, residual, wide>, backward <T, relu, wide>: three blocks a multiprocessor forward where accesses are 16 bytes wide (NCHW: and
+    # there is no residual), else two
+    Promise(r"end_planes<\w+, true, true>", 128, loads=True, stores=True),
     Promise(r"end_(pixels|planes)<\w+, \w+, true>", 80, loads=True, stores=True),
     Promise(r"end_(pixels|planes)_backward<\w+, \w+, true>", 128, loads=True, stores=True),
     Promise(r"end_(pixels|planes)(_backward)?<\w+, \w+, false>", 128),

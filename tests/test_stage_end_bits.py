@@ -73,6 +73,7 @@ def digest_of_everything():
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_instruction_sets_agree_and_every_byte_is_written():
     digests = {}
     for isa, fill in (("baseline", "1"), ("", "165")):

@@ -4,8 +4,9 @@
 
 namespace interflow {
 
+// With a residual eight loads are on their way: 80 registers do not hold them and their planes on sm_100.
 template <class T, bool kResidual, bool kWide>
-__global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_planes(const __grid_constant__ EndParams P) {
+__global__ void __launch_bounds__(kMapThreads, kWide && !kResidual ? 3 : 2) end_planes(const __grid_constant__ EndParams P) {
   constexpr int V = kChunk<T>;
   const EndPlan& plan = P.plan;
   BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());

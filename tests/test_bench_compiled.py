@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_bench import CPU, case, charts, readme, report, results, room, run, synthetic
+from bench_modules import CPU, case, charts, readme, report, results, room, run, synthetic
 
 headline, inductor = room("gpu.headline"), room("gpu.inductor")
 

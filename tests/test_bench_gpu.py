@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_bench import CPU, case, gate, goals, made_case, roofline, room, run
+from bench_modules import CPU, case, gate, goals, made_case, roofline, room, run
 
 networks, peers = room("networks"), room("harness.peers")
 GPU = torch.device("cuda", 0)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_bench import BENCH, CPU, room
+from bench_modules import BENCH, CPU, room
 
 kernels, page_of, profiler = room("pages.kernels"), room("pages.profile"), room("harness.profiler")
 command, networks, pages = room("profile_networks"), room("networks"), room("pages.profile_page")

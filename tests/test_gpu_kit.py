@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bench import room
+from bench_modules import room
 
 import interflow_kernels
 from interflow_kernels import _native

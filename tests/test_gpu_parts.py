@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bench import report, results, room, synthetic
+from bench_modules import report, results, room, synthetic
 
 process, record, parts, setting = room("gpu.process"), room("gpu.record"), room("gpu.parts"), room("gpu.setting")
 smoke, suites, measure = room("gpu.smoke"), room("gpu.suites"), room("gpu.measure")

@@ -21,10 +21,10 @@ from interflow_vision.data.loading import ResumableLoader
 from interflow_vision.data.modules import Digits
 from interflow_vision.errors import UserError
 from interflow_vision.reports import curves as report
-from interflow_vision.training import checkpoints, resuming, runs
+from interflow_vision.training import checkpoints, resume_options, runs
 from interflow_vision.training.checkpoint_io import SafeCheckpointIO
 from interflow_vision.training.classifier import Classifier
-from interflow_vision.training.continuing import KeepRandomStates
+from interflow_vision.training.resume_state import KeepRandomStates
 from interflow_vision.training.stopping import StopOnSignal
 
 EPOCHS, BATCHES = 3, 4
@@ -261,8 +261,8 @@ def test_a_resumed_run_follows_what_changes_its_training_and_keeps_the_rest(comm
 def test_the_data_of_an_own_class_come_from_the_runs_file(tmp_path):
     (tmp_path / "config.yaml").write_text("data:\n  class_path: mine.Data\n  init_args: {size: 9}\n")
     content = {"hyper_parameters": {"width": 0.5, "_instantiator": "x"}}
-    assert resuming.kept(content, tmp_path) == {"model": {"width": 0.5}, "data": {"class_path": "mine.Data", "init_args": {"size": 9}}}
-    assert resuming.kept(content, None) == {"model": {"width": 0.5}}
+    assert resume_options.kept(content, tmp_path) == {"model": {"width": 0.5}, "data": {"class_path": "mine.Data", "init_args": {"size": 9}}}
+    assert resume_options.kept(content, None) == {"model": {"width": 0.5}}
 
 
 @pytest.mark.parametrize(("option", "message"), [({"size": 32}, "prepares images as .*size=32.* expects .*size=16"), ({}, "classes are a, b")])

@@ -11,11 +11,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from ..errors import UserError, one_line
-from ..training import checkpoints, checks, elastic, progress, resuming, runs, sharding
+from ..training import checkpoints, checks, elastic, progress, resume_options, runs, sharding
 from ..training.checkpoint_io import SafeCheckpointIO, remove_leftovers
 from ..training.classifier import Classifier
-from ..training.continuing import KeepRandomStates
 from ..training.quiet import quiet
+from ..training.resume_state import KeepRandomStates
 from ..training.signals import GradientNorms
 from ..training.stopping import StopOnSignal, ending_together
 from ..training.throughput import DataWait
@@ -38,7 +38,7 @@ class InterflowCLI(LightningCLI):
 
     With it, model and data are the checkpoint's. `fit` goes on in the run's folder from its last checkpoint, with the run's
     config.yaml beneath the command line; from any other checkpoint it makes a new folder. What is given beside it and differs
-    is followed where it can be (resuming.py), and refused in one sentence where not.
+    is followed where it can be (resume_options.py), and refused in one sentence where not.
     """
 
     _resumed: Path | None = None  # the run folder that goes on
@@ -75,15 +75,15 @@ class InterflowCLI(LightningCLI):
         """Parses again, with the checkpoint's model and data as defaults: what then differs was asked for."""
         path = runs.checkpoint(str(self.config[command].ckpt_path), root, "last" if command == "fit" else "best")
         content = checkpoints.read(path)
-        options = resuming.kept(content, runs.run_of(path))
+        options = resume_options.kept(content, runs.run_of(path))
         if command == "fit":
             self._resumed, self._step = runs.goes_on_in(path), content["global_step"]
             checks.require_epochs_left(path, content, self.config[command].trainer.max_epochs)
         config = None if self._resumed is None else self._resumed / "config.yaml"
-        with resuming.beneath(self._parser(command), config if config is not None and config.is_file() else None, options):
+        with resume_options.beneath(self._parser(command), config if config is not None and config.is_file() else None, options):
             super().parse_arguments(parser, args)
         given = self.config[command]
-        for line in resuming.changes(command, options, {"model": given.model.as_dict(), "data": given.data.as_dict()}):
+        for line in resume_options.changes(command, options, {"model": given.model.as_dict(), "data": given.data.as_dict()}):
             rank_zero_info(line)
         given.ckpt_path = str(path)
         if self._resumed is not None:

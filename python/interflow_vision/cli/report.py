@@ -17,7 +17,7 @@ from ..models.wrappers import unwrapped
 from ..reports import curves, page
 from ..reports.contribution import branch_terms
 from ..reports.evaluation import Evaluation
-from ..training import checkpoints, resuming, runs
+from ..training import checkpoints, resume_options, runs
 from ..training.classifier import Classifier
 from ..training.quiet import quiet
 from .predict import Parser, usable_device
@@ -93,7 +93,7 @@ def read(folder: Path, name: str, given: argparse.Namespace, device: torch.devic
 
 def data_of(path: Path, root: str | None) -> Any:
     """The data module of a checkpoint, as it was in training, but for where the data lie; UserError where it cannot be made again."""
-    options = resuming.kept(torch.load(path, map_location="cpu", weights_only=True), runs.run_of(path)).get("data")
+    options = resume_options.kept(torch.load(path, map_location="cpu", weights_only=True), runs.run_of(path)).get("data")
     if options is None:
         raise UserError(f"{path} does not say which data set it was trained on")
     module, _, name = options["class_path"].rpartition(".")

@@ -18,8 +18,8 @@ from interflow_kernels import __version__
 from ..errors import UserError
 from ..training.checkpoint_io import SafeCheckpointIO
 from ..training.classifier import Classifier
-from ..training.continuing import KeepRandomStates
 from ..training.finite import NotFiniteError
+from ..training.resume_state import KeepRandomStates
 from . import datasets, measures, results
 from .plan import Run
 

@@ -14,31 +14,31 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from bench_modules import BENCH, drifting, room
+from bench_modules import (
+    BENCH,
+    CPU,
+    case,
+    charts,
+    clock,
+    compare,
+    goals,
+    inputs,
+    made_case,
+    memory,
+    page,
+    readme,
+    report,
+    results,
+    room,
+    run,
+    synthetic,
+    tables,
+)
 
 pytest.importorskip("matplotlib")
 
 
-stats, roofline, gate, goals = room("harness.stats"), room("harness.roofline"), room("harness.gate"), room("harness.goals")
-case, run, clock, memory, inputs = room("harness.case"), room("harness.run"), room("harness.clock"), room("harness.memory"), room("harness.inputs")
-results, tables, page, charts = room("pages.results"), room("pages.tables"), room("pages.page"), room("pages.charts")
-compare, report, readme = room("pages.compare"), room("pages.report"), room("pages.readme")
-
-CPU = torch.device("cpu")
-
-
 # --- the harness ------------------------------------------------------------------------------------------------------
-def made_case(wrong=0.0, **options):
-    x = torch.arange(12.0).reshape(3, 4)
-    providers = {
-        "ours": case.Provider(lambda i: x.sum(0) + wrong, "ours"),
-        "eager": case.Provider(lambda i: x.sum(0), "peer"),
-        "read": case.Provider(lambda i: None, "limit", bytes=48),
-    }
-    given = dict(about={"pass": "forward"}, bytes=96, images=3, expected=lambda: [x.double().sum(0)], goals={"ours": [goals.faster_than_peers(2.0)]})
-    return case.Case("sum", "a case", "device", providers, **(given | options))
-
-
 def test_gate_lets_right_providers_pass_and_refuses_wrong_ones():
     run.check(made_case())
     with pytest.raises(AssertionError, match=r"a case: ours, result 0 is wrong by .* not timed"):
@@ -197,22 +197,6 @@ def test_plans_have_names_of_their_own_and_the_full_set_holds_the_quick_one(modu
 
 # --- two runs ---------------------------------------------------------------------------------------------------------
 @functools.cache
-def synthetic(seed, slower=None, cases=40, rounds=40):
-    """A run's results: cases of ours, eager and copy with random times on a drifting machine; `slower`: that case's ours takes 1.3 times as long."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for i in range(cases):
-        machine = drifting(generator, rounds) * (1 + seed % 3)  # one run's machine is busier all along
-        times = {name: machine * generator.lognormal(0, 0.05, rounds) * t * 1e-3 for name, t in (("ours", 1.0), ("eager", 2.0), ("read", 0.9))}
-        if i == slower:
-            times["ours"] = times["ours"] * 1.3
-        made = made_case(bytes=48, about={"pass": "forward", "dtype": "fp32", "layout": "nchw", "batch": i + 1, "pixels": 224, "inputs": "cold"})
-        made.name, made.operator = f"case {i}", "interflow_head"
-        rows += [run.summary(made, {k: list(v) for k, v in times.items()}, name, CPU) for name in times]
-    machine = {"cpu": "a processor", "cores": 2, "threads": 2, "last_level_cache_mib": 32, "versions": {"torch": "2.13.0"}}
-    return results.Results(machine, "0123456789", "2026-01-01", {"set": "quick", "timed_s": 1, "whole_s": 2, "others_cores": 0.0}, rows, "digest")
-
-
 def test_a_run_against_itself_changes_nothing():
     assert [c for c in compare.changes(synthetic(1), synthetic(11)) if c.verdict != "-"] == []
     alarms = sum(any(c.verdict != "-" for c in compare.changes(synthetic(seed, cases=8), synthetic(seed + 100, cases=8))) for seed in range(20))

@@ -146,7 +146,7 @@ MUTANT = [  # all in one library, each for maps of its own
         "    if (kStaged && s.height == 7) start_unit<T>(P, rooms, unit + gridDim.x);\n    if (s.height != 9) __syncthreads();  //",
     ),
 ]
-UNREAD = r"reads byte \d+ of shared memory.*never written, at (tile|forward_planes|backward_planes|staging|sums)"
+UNREAD = r"reads byte \d+ of shared memory.*never written, at (tile|forward_planes|backward_planes|staging|block_sums)"
 UNORDERED = r"of shared memory at \w+\.cuh:\d+, which block 0 thread \d+ (reads|writes) at \w+\.cuh:\d+: no barrier orders the two"
 
 

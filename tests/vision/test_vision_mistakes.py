@@ -157,7 +157,7 @@ def test_the_short_help_begins_with_model_and_data(command):
     code, out, err = command("fit", "--help")
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert len(lines) < 150 and lines[0] == "usage: interflow fit [options]"
+    assert len(lines) < 170 and lines[0] == "usage: interflow fit [options]"
     places = [out.index(word) for word in ("--model.name", "--model.width", "--data.batch_size", "--data.root", "--trainer.max_epochs", "--help-all")]
     assert places == sorted(places)
     assert "default: 0.25" in out  # digits.yaml's, not the class's

@@ -64,7 +64,7 @@ void define_schedule(pybind11::module_& m) {
       .def_readonly("group_images", &HeadSchedule::group_images)
       .def_readonly("groups", &HeadSchedule::groups)
       .def_readonly("tickets", &HeadSchedule::tickets)
-      .def_readonly("meetings", &HeadSchedule::meetings)
+      .def_readonly("reductions", &HeadSchedule::reductions)
       .def_property_readonly("counters", &HeadSchedule::counters)
       .def_property_readonly("stages", [](const HeadSchedule& s) { return std::vector<StageSchedule>(s.stages, s.stages + s.count); })
       .def("images", &HeadSchedule::images)
@@ -72,14 +72,14 @@ void define_schedule(pybind11::module_& m) {
       .def("tile_classes", &HeadSchedule::tile_classes)
       .def("tile_count", &HeadSchedule::tile_count)
       .def("done_counter", &HeadSchedule::done_counter)
-      .def("meeting_counter", &HeadSchedule::meeting_counter)
+      .def("reduction_counter", &HeadSchedule::reduction_counter)
       .def("ticket", [](const HeadSchedule& s, uint32_t t) {
         auto ticket = s.ticket(t);
         return pybind11::make_tuple(ticket.pool, ticket.group, ticket.index);
       })
       .def("unit", [](const HeadSchedule& s, uint32_t group, uint32_t u) {
         auto unit = s.unit(group, u);
-        return pybind11::make_tuple(unit.stage, unit.block, unit.bin, unit.part, unit.slab, unit.meeting, unit.counter);
+        return pybind11::make_tuple(unit.stage, unit.block, unit.bin, unit.part, unit.slab, unit.reduction, unit.counter);
       });
   m.def("head_schedule", &schedule, pybind11::arg("maps"), pybind11::arg("batch"), pybind11::arg("classes"), pybind11::arg("weight_bytes"), pybind11::arg("wide"),
         "The schedule of maps, each 11 numbers: channels, height, width, element size, strides of b, c, h, w in elements, bins_h, bins_w, address.");

@@ -232,7 +232,7 @@ MEANS = "P.counters + P.schedule.done_counter(ticket.group)"
 SETTLE = "    settle(P, before, scratch, flag);  // before this block waits itself: others may wait for it\n"
 TURNS = "return r < units ? Ticket{true, g + 1, r} : Ticket{false, g, r - units};"
 TURNED = "return r < tiles ? Ticket{false, g + 1, r} : Ticket{true, g + 1, r - tiles};"
-MEETING = "bool last = atomic_add_%s(unit.counter, 1)"
+REDUCTION = "bool last = atomic_add_%s(unit.counter, 1)"
 ORDER = r"block \d+ thread \d+: .*no release and acquire order"
 FORWARD_FILES = ("library.cpp", "common/cuda/host.cpp", "interflow_head/cuda/forward.cpp", "interflow_head/cuda/forward.cu")
 MISTAKES = {
@@ -242,10 +242,10 @@ MISTAKES = {
         ORDER,
     ),
     "the release of means": (Edit(POOL, f"atomic_add_{RELEASE % MEANS}", f"atomic_add_{RELEASE % MEANS}".replace("release", "relaxed")), ORDER),
-    "a unit that nobody is told of": (Edit(FORWARD, SETTLE, ""), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
+    "a unit that nobody is notified of": (Edit(FORWARD, SETTLE, ""), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
     "the order of tickets": (Edit(SCHEDULE, TURNS, TURNED), r"block \d+ thread \d+: .*(deadlock|wait|for ever)"),
     "a counter left dirty": (Edit(FORWARD, "    store_relaxed(P.counters + HeadSchedule::kNext, 0);\n", ""), "counter 0 is .* must be zero again"),
-    "a meeting's acquire": (Edit(POOL, MEETING % "acq_rel", MEETING % "release"), ORDER),
+    "a reduction's acquire": (Edit(POOL, REDUCTION % "acq_rel", REDUCTION % "release"), ORDER),
 }
 
 

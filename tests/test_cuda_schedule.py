@@ -110,22 +110,22 @@ def test_thousands_of_shapes():
                 assert not tiles[group], "a tile of this group has a smaller ticket: it would wait for a larger one"
                 assert index == pools[group]
                 pools[group] += 1
-                stage, _, _, part, _, meeting, counter = plan.unit(group, index)
+                stage, _, _, part, _, reduction, counter = plan.unit(group, index)
                 parts = plan.stages[stage].parts
                 assert part < parts
                 if parts == 1:
                     events[group] += 1
                 else:
-                    arrivals[group, stage, meeting, counter] += 1
+                    arrivals[group, stage, reduction, counter] += 1
             else:
                 assert index == tiles[group]
                 tiles[group] += 1
                 assert (index + 1) * plan.tile_classes(group) < classes + plan.tile_classes(group)
         for (group, stage, _, counter), count in arrivals.items():
             assert count == plan.stages[stage].parts
-            assert counter < plan.meetings
+            assert counter < plan.reductions
             events[group] += 1
-            place = plan.meeting_counter(group, counter)
+            place = plan.reduction_counter(group, counter)
             assert place not in counters
             counters.add(place)
         for group in range(plan.groups):

@@ -143,7 +143,7 @@ MUTANT = [  # all in one library, each for maps of its own
     Edit(
         PLANES,
         "    __syncthreads();  // sums, m and the mask are complete",
-        "    if (kStaged && s.height == 7) start_unit<T>(P, rooms, unit + gridDim.x);\n    if (s.height != 9) __syncthreads();  //",
+        "    if (kStaged && s.height == 7) start_unit<T>(P, buffers, unit + gridDim.x);\n    if (s.height != 9) __syncthreads();  //",
     ),
 ]
 UNREAD = r"reads byte \d+ of shared memory.*never written, at (tile|forward_planes|backward_planes|staging|block_sums)"
@@ -179,7 +179,7 @@ BACKWARD_MUTANT = [
     Edit(
         BACKWARD,
         "    __syncthreads();  // sums and du are complete",
-        "    if (kStaged && s.height == 7) start_unit<T, kPool>(P, rooms, dp, unit + gridDim.x);\n    __syncthreads();  //",
+        "    if (kStaged && s.height == 7) start_unit<T, kPool>(P, buffers, dp, unit + gridDim.x);\n    __syncthreads();  //",
     ),
 ]
 

@@ -37,7 +37,7 @@ const char* remedy(cudaError_t error) {
 }
 
 // The text of an error that is then nobody else's to find.
-std::string told(cudaError_t error) {
+std::string described(cudaError_t error) {
   (void)cudaGetLastError();
   return std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")" + remedy(error);
 }
@@ -97,11 +97,11 @@ int64_t l2_bytes() {
 }
 
 void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) INTERFLOW_CHECK(false, "interflow_kernels: ", what, " failed: ", told(error));
+  if (error != cudaSuccess) INTERFLOW_CHECK(false, "interflow_kernels: ", what, " failed: ", described(error));
 }
 
 void check_launch(cudaError_t error, const char* op, const char* kernel) {
-  if (error != cudaSuccess) INTERFLOW_CHECK(false, op, ": launching ", kernel, " failed: ", told(error));
+  if (error != cudaSuccess) INTERFLOW_CHECK(false, op, ": launching ", kernel, " failed: ", described(error));
 }
 
 // --- one copy in a process ---------------------------------------------------------------------------------------------------

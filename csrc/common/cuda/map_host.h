@@ -15,9 +15,9 @@ inline int32_t widest_access(const void* p, std::initializer_list<int64_t> bytes
 }
 
 // Rows of d(shift)'s terms, and what comes of as many as meet at a time: about the square root.
-struct MeetingRows {
+struct ReductionRows {
   int64_t rows, at_once, levels;
-  explicit MeetingRows(const MapPlan& plan)
+  explicit ReductionRows(const MapPlan& plan)
       : rows(int64_t(plan.units) / plan.slabs), at_once(std::max<int64_t>(64, int64_t(std::sqrt(double(rows))))), levels((rows + at_once - 1) / at_once) {}
 };
 

@@ -47,16 +47,16 @@ __device__ __forceinline__ void finish_sums_of(const Params& P, const MapUnit& a
   // Twice at most: rows_at_once rows, then what came of all of these
   int groups = (P.row_count - 1) / P.rows_at_once + 1, group = row / P.rows_at_once;
   const float* rows = P.rows + int64_t(group) * P.rows_at_once * channels;
-  int meeting = min(P.rows_at_once, P.row_count - group * P.rows_at_once);
+  int reduction = min(P.rows_at_once, P.row_count - group * P.rows_at_once);
   uint32_t* arrivals = P.arrivals + int64_t(group) * plan.slabs;
 #pragma unroll 1
   for (int level = 0; level < 2; ++level) {
-    if (!arrives_last(shared, arrivals + at.slab, uint32_t(meeting))) return;
+    if (!arrives_last(shared, arrivals + at.slab, uint32_t(reduction))) return;
     bool last = level == 1 || groups == 1;
     float* to = (last ? P.dshift : P.sums + int64_t(group) * channels) + first;
-    sum_published_rows(shared, rows + first, channels, meeting, these, [&](int c, float sum) { to[c] = sum; });
+    sum_published_rows(shared, rows + first, channels, reduction, these, [&](int c, float sum) { to[c] = sum; });
     if (last) return;
-    rows = P.sums, meeting = groups, arrivals = P.arrivals + int64_t(groups) * plan.slabs;
+    rows = P.sums, reduction = groups, arrivals = P.arrivals + int64_t(groups) * plan.slabs;
   }
 }
 

@@ -110,7 +110,7 @@ template <class W>
 __global__ void __launch_bounds__(kHeadThreads, 2) interflow_head_forward_kernel(const __grid_constant__ HeadForward P) {
   uint32_t *flag = reinterpret_cast<uint32_t*>(shared_memory()), *slot = flag + 1;  // slot: the ticket; the next one, once all threads have read it
   float* scratch = reinterpret_cast<float*>(shared_memory()) + kHeaderFloats;
-  Untold before{0, 0, nullptr};
+  Pending before{0, 0, nullptr};
   if (threadIdx.x == 0) *slot = draw_ticket(P.counters + HeadSchedule::kNext);
   for (;;) {
     __syncthreads();

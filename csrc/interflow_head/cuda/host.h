@@ -41,7 +41,7 @@ inline int64_t place_parts(HeadForward& P) {
   for (int i = 0; i < P.schedule.count; ++i) {
     P.partial_begin[i] = P.partial_group;
     const StageSchedule& s = P.schedule.stages[i];
-    P.partial_group += int64_t(s.meetings(P.schedule.group_images)) * s.parts * s.width();
+    P.partial_group += int64_t(s.reductions(P.schedule.group_images)) * s.parts * s.width();
     P.partial_group = ceil_div(P.partial_group, 4) * 4;
   }
   return P.partial_group * P.schedule.groups;

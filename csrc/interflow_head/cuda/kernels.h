@@ -36,7 +36,7 @@ struct HeadForward {
   Stage maps[kMaxStages];
   HeadTail tail;
   float* pooled;       // [B, D], the same memory as tail.pooled
-  float* partial;      // [groups, meetings]: of each meeting [parts, width], stage by stage at partial_begin
+  float* partial;      // [groups, reductions]: of each reduction [parts, width], stage by stage at partial_begin
   int64_t partial_begin[kMaxStages], partial_group;
   uint32_t* counters;  // schedule.counters(), zero
   void* y;             // [B, K]

@@ -1,7 +1,7 @@
 // Pooling: one unit of one stage, its sums into pooled, or into partial sums that the last of its parts to arrive adds up.
 //
 // Every sum is a tree of pairs or in double precision: a chain of equal numbers in fp32 would round each time the same way.
-// Whoever waits for a unit is told of it once the loads of the block's next unit are on their way, so that fence, atomics and their latency
+// Whoever waits for a unit is notified of it once the loads of the block's next unit are on their way, so that fence, atomics and their latency
 // lie beside these loads.
 #pragma once
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace interflow {
 
 constexpr int kLogWarp = 5;
 constexpr int kUnitFloats = 8 * kHeadThreads;                      // sums of a unit
-constexpr int kPoolSharedFloats = kUnitFloats + 2 * 4 * kHeadThreads;  // behind them sums of readers of a meeting, in double precision
+constexpr int kPoolSharedFloats = kUnitFloats + 2 * 4 * kHeadThreads;  // behind them sums of readers of a reduction, in double precision
 
 // The window of a unit's bin: an origin in elements from the item's first, rows and columns.
 struct Window {
@@ -115,7 +115,7 @@ __device__ __forceinline__ void store_mean(const HeadForward& P, const Stage& ma
   if (to.inside) P.pooled[to.image * P.tail.width + map.column + to.channel * bins + unit.bin] = sum / float(window.rows * window.columns);
 }
 
-// Sums of all parts of a meeting, [width] by the first threads, in shared memory: N columns a thread, up to 8 readers share the parts.
+// Sums of all parts of a reduction, [width] by the first threads, in shared memory: N columns a thread, up to 8 readers share the parts.
 template <int N>
 __device__ __forceinline__ double add_parts(const float* parts, int count, int width, double* shared) {
   constexpr int kAtOnce = 4;
@@ -177,15 +177,15 @@ __device__ __forceinline__ void sum_unit_of(const HeadForward& P, const StageSch
   sum_unit<T, 1>(P, plan, map, window, group, unit, shared, after_loads);
 }
 
-// A unit whose sums are in memory, of which nobody has been told: its ticket; its parts, 0 where there is no unit; the counter of its meeting, or
+// A unit whose sums are in memory, of which nobody has been notified: its ticket; its parts, 0 where there is no unit; the counter of its reduction, or
 // of its group's events where it is whole.
-struct Untold {
+struct Pending {
   uint32_t ticket, parts;
   uint32_t* counter;
 };
 
 // Tells of it, after a barrier behind what was stored; by one thread. True where this is the last of the parts to arrive.
-__device__ __forceinline__ bool tell(const Untold& unit) {
+__device__ __forceinline__ bool notify(const Pending& unit) {
   if (unit.parts == 0) return false;
   if (unit.parts == 1) {
     atomic_add_release(unit.counter, 1);
@@ -198,11 +198,11 @@ __device__ __forceinline__ bool tell(const Untold& unit) {
 
 __device__ __forceinline__ float* parts_of(const HeadForward& P, uint32_t group, const Unit& unit) {
   const StageSchedule& plan = P.schedule.stages[unit.stage];
-  return P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.meeting) * plan.parts * plan.width();
+  return P.partial + int64_t(group) * P.partial_group + P.partial_begin[unit.stage] + int64_t(unit.reduction) * plan.parts * plan.width();
 }
 
-// The parts of a unit, all there, become means. Every thread of the block calls it, behind a barrier that tell() came before.
-__device__ __forceinline__ void meet(const HeadForward& P, uint32_t number, float* shared) {
+// The parts of a unit, all there, become means. Every thread of the block calls it, behind a barrier that notify() came before.
+__device__ __forceinline__ void reduce_parts(const HeadForward& P, uint32_t number, float* shared) {
   Ticket ticket = P.schedule.ticket(number);
   Unit unit = P.schedule.unit(ticket.group, ticket.index);
   const StageSchedule& plan = P.schedule.stages[unit.stage];
@@ -217,17 +217,17 @@ __device__ __forceinline__ void meet(const HeadForward& P, uint32_t number, floa
 }
 
 // Tells of a unit behind which the block has no other to load. Every thread of the block calls it, behind a barrier.
-__device__ __forceinline__ void settle(const HeadForward& P, Untold& before, float* shared, uint32_t* flag) {
+__device__ __forceinline__ void settle(const HeadForward& P, Pending& before, float* shared, uint32_t* flag) {
   if (before.parts == 0) return;
-  if (threadIdx.x == 0) *flag = tell(before);
+  if (threadIdx.x == 0) *flag = notify(before);
   __syncthreads();
-  if (*flag) meet(P, before.ticket, shared);
+  if (*flag) reduce_parts(P, before.ticket, shared);
   before.parts = 0;
 }
 
 // A whole unit. Every thread of the block calls it; `flag` and `slot` are words of shared memory. Once its loads are on their way the next ticket is
 // drawn, which goes to *slot, and `before` is told of; then that is this one.
-__device__ __forceinline__ void pool(const HeadForward& P, uint32_t number, uint32_t group, const Unit& unit, Untold& before, float* shared, uint32_t* flag, uint32_t* slot) {
+__device__ __forceinline__ void pool(const HeadForward& P, uint32_t number, uint32_t group, const Unit& unit, Pending& before, float* shared, uint32_t* flag, uint32_t* slot) {
   const StageSchedule& plan = P.schedule.stages[unit.stage];
   const Stage& map = P.maps[unit.stage];
   Window window = window_of(map, unit.bin);
@@ -235,14 +235,14 @@ __device__ __forceinline__ void pool(const HeadForward& P, uint32_t number, uint
   auto after_loads = [&] {
     if (threadIdx.x != 0) return;
     next = draw_ticket(P.counters + HeadSchedule::kNext);
-    *flag = tell(before);
+    *flag = notify(before);
   };
   switch (map.dtype) {
     case DType::BF16: sum_unit_of<__nv_bfloat16>(P, plan, map, window, group, unit, shared, after_loads); break;
     case DType::F16: sum_unit_of<__half>(P, plan, map, window, group, unit, shared, after_loads); break;
     default: sum_unit_of<float>(P, plan, map, window, group, unit, shared, after_loads); break;
   }
-  bool meets = *flag;
+  bool reduces = *flag;
 
   // Out: means, or this part of them
   int log_width = plan.log_width(), width = 1 << log_width, across = max(1, 1 << (plan.log_steppers + plan.log_lanes) >> kLogWarp);
@@ -257,8 +257,8 @@ __device__ __forceinline__ void pool(const HeadForward& P, uint32_t number, uint
     else
       parts_of(P, group, unit)[int64_t(unit.part) * width + n] = sum;
   }
-  if (meets) meet(P, before.ticket, shared);
-  int64_t counter = plan.parts == 1 ? P.schedule.done_counter(group) : P.schedule.meeting_counter(group, unit.counter);
+  if (reduces) reduce_parts(P, before.ticket, shared);
+  int64_t counter = plan.parts == 1 ? P.schedule.done_counter(group) : P.schedule.reduction_counter(group, unit.counter);
   before = {number, uint32_t(plan.parts), P.counters + counter};
   if (threadIdx.x == 0) *slot = next;
 }

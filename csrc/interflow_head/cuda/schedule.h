@@ -54,16 +54,16 @@ struct StageSchedule {
   INTERFLOW_HOST_DEVICE uint32_t blocks(int images) const { return uint32_t(ceil_div(group_items(images), items())); }
   INTERFLOW_HOST_DEVICE uint32_t units(int images) const { return blocks(images) * uint32_t(bins * parts * slabs); }
   // Places where the parts of an item meet.
-  INTERFLOW_HOST_DEVICE uint32_t meetings(int images) const { return parts > 1 ? blocks(images) * uint32_t(bins * slabs) : 0; }
-  // Units and meetings that must be done before the group's pooled values are.
-  INTERFLOW_HOST_DEVICE uint32_t events(int images) const { return parts > 1 ? meetings(images) : units(images); }
+  INTERFLOW_HOST_DEVICE uint32_t reductions(int images) const { return parts > 1 ? blocks(images) * uint32_t(bins * slabs) : 0; }
+  // Units and reductions that must be done before the group's pooled values are.
+  INTERFLOW_HOST_DEVICE uint32_t events(int images) const { return parts > 1 ? reductions(images) : units(images); }
 };
 
 // Coordinates of a unit within its stage and group; the slab runs fastest: neighbouring tickets read neighbouring memory.
 struct Unit {
   int stage;
   uint32_t block, bin, part, slab;
-  uint32_t meeting;  // number of its meeting among the stage's in this group
+  uint32_t reduction;  // number of its reduction among the stage's in this group
   uint32_t counter;  // and among the group's
 };
 
@@ -79,9 +79,9 @@ struct HeadSchedule {
   int64_t batch;
   int64_t classes;
   int wide;            // classes of a tile of any group but the last
-  uint32_t groups, units, units_last, tiles, tiles_last, meetings, tickets;
-  uint32_t events_full, events_last;              // units and meetings of a group that its pooled values take
-  uint32_t first_unit[kMaxStages], first_unit_last[kMaxStages], first_meeting[kMaxStages];
+  uint32_t groups, units, units_last, tiles, tiles_last, reductions, tickets;
+  uint32_t events_full, events_last;              // units and reductions of a group that its pooled values take
+  uint32_t first_unit[kMaxStages], first_unit_last[kMaxStages], first_reduction[kMaxStages];
   StageSchedule stages[kMaxStages];
 
   INTERFLOW_HOST_DEVICE int images(uint32_t group) const {
@@ -92,11 +92,11 @@ struct HeadSchedule {
   INTERFLOW_HOST_DEVICE uint32_t tile_count(uint32_t group) const { return group + 1 == groups ? tiles_last : tiles; }
   INTERFLOW_HOST_DEVICE uint32_t events(uint32_t group) const { return group + 1 == groups ? events_last : events_full; }
 
-  // Counters, zero before and after a launch: two for the launch, then for each group: events, tail tickets that waited, meetings.
+  // Counters, zero before and after a launch: two for the launch, then for each group: events, tail tickets that waited, reductions.
   static constexpr int kNext = 0, kGone = 1;
-  INTERFLOW_HOST_DEVICE int64_t done_counter(uint32_t group) const { return 2 + int64_t(group) * (2 + meetings); }
+  INTERFLOW_HOST_DEVICE int64_t done_counter(uint32_t group) const { return 2 + int64_t(group) * (2 + reductions); }
   INTERFLOW_HOST_DEVICE int64_t waited_counter(uint32_t group) const { return done_counter(group) + 1; }
-  INTERFLOW_HOST_DEVICE int64_t meeting_counter(uint32_t group, uint32_t meeting) const { return done_counter(group) + 2 + meeting; }
+  INTERFLOW_HOST_DEVICE int64_t reduction_counter(uint32_t group, uint32_t reduction) const { return done_counter(group) + 2 + reduction; }
   INTERFLOW_HOST_DEVICE int64_t counters() const { return done_counter(groups); }
 
   INTERFLOW_HOST_DEVICE Ticket ticket(uint32_t t) const {
@@ -127,8 +127,8 @@ struct HeadSchedule {
     if (slabs > 1) unit.block = u / slabs, unit.slab = u - unit.block * slabs;
     if (parts > 1) u = unit.block, unit.block = u / parts, unit.part = u - unit.block * parts;
     if (bins > 1) u = unit.block, unit.block = u / bins, unit.bin = u - unit.block * bins;
-    unit.meeting = (unit.block * bins + unit.bin) * slabs + unit.slab;
-    unit.counter = first_meeting[i] + unit.meeting;
+    unit.reduction = (unit.block * bins + unit.bin) * slabs + unit.slab;
+    unit.counter = first_reduction[i] + unit.reduction;
     return unit;
   }
 };
@@ -195,7 +195,7 @@ inline bool schedule_head(HeadSchedule& plan, const Stage* stages, int count, in
   plan.count = count, plan.batch = batch, plan.classes = classes;
   plan.group_images = group_images(batch, weight_bytes);
   plan.wide = wide;
-  int64_t groups = ceil_div(batch, plan.group_images), units = 0, units_last = 0, meetings = 0;
+  int64_t groups = ceil_div(batch, plan.group_images), units = 0, units_last = 0, reductions = 0;
   int last = int(batch - (groups - 1) * plan.group_images);
   for (int i = 0; i < count; ++i) {
     if (stages[i].bins_h * stages[i].bins_w > int64_t(1) << 24) return false;
@@ -203,17 +203,17 @@ inline bool schedule_head(HeadSchedule& plan, const Stage* stages, int count, in
     int64_t each = int64_t(s.bins) * s.parts * s.slabs;
     if (ceil_div(s.group_items(plan.group_images), s.items()) * each >= INT32_MAX || s.group_items(plan.group_images) >= INT32_MAX) return false;
     if (stages[i].height * stages[i].width >= INT32_MAX / 2) return false;
-    plan.first_unit[i] = uint32_t(units), plan.first_unit_last[i] = uint32_t(units_last), plan.first_meeting[i] = uint32_t(meetings);
+    plan.first_unit[i] = uint32_t(units), plan.first_unit_last[i] = uint32_t(units_last), plan.first_reduction[i] = uint32_t(reductions);
     units += ceil_div(s.group_items(plan.group_images), s.items()) * each;
     units_last += ceil_div(s.group_items(last), s.items()) * each;
-    meetings += s.meetings(plan.group_images);
+    reductions += s.reductions(plan.group_images);
     plan.events_full += s.events(plan.group_images), plan.events_last += s.events(last);
   }
   int64_t tiles = ceil_div(classes, plan.wide), tiles_last = ceil_div(classes, kNarrowClasses);
   int64_t tickets = (groups - 1) * (units + tiles) + units_last + tiles_last;
-  if (tickets >= INT32_MAX || meetings >= INT32_MAX) return false;
+  if (tickets >= INT32_MAX || reductions >= INT32_MAX) return false;
   plan.groups = uint32_t(groups), plan.units = uint32_t(units), plan.units_last = uint32_t(units_last);
-  plan.tiles = uint32_t(tiles), plan.tiles_last = uint32_t(tiles_last), plan.meetings = uint32_t(meetings), plan.tickets = uint32_t(tickets);
+  plan.tiles = uint32_t(tiles), plan.tiles_last = uint32_t(tiles_last), plan.reductions = uint32_t(reductions), plan.tickets = uint32_t(tickets);
   return true;
 }
 

@@ -1,7 +1,7 @@
 // The tail: pooled values of 16 images times a tile of classes, aggregated by the attention.
 //
 // Columns go to warps in blocks of 32, round robin over all stages, so that every warp has its loads in flight at once. Of each block a warp
-// computes z's share for its 16 x `NT * 8` outputs and adds it, times A[i,k], to y's: so y needs one meeting of the warps, whatever n is. Where the branch
+// computes z's share for its 16 x `NT * 8` outputs and adds it, times A[i,k], to y's: so y needs one reduction of the warps, whatever n is. Where the branch
 // scores are wanted too, each warp leaves them stage by stage in shared memory. The order of all sums depends on D alone.
 //
 // Weights in bf16 or fp16 go through the tensor cores: they are TF32 numbers exactly, and pooled is split into two of those, p = high + low,

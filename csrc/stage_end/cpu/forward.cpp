@@ -38,9 +38,9 @@ std::tuple<Tensor, Tensor> run(const Tensor& u, const OptionalTensor& shift, con
   if (s.batch == 0 || s.channels == 0) return {v, p};
   advise_huge_pages(v.mutable_data_ptr(), v.numel() * element_size(plan.dtype));
   auto values = shift_values<Acc>(shift, s.channels, plan.dtype, kEnd);
-  bool meet = s.channels_last && plan.parts > 1;
-  std::unique_ptr<Acc[]> partial(meet ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
-  std::unique_ptr<std::atomic<int>[]> arrivals(meet ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
+  bool reduces = s.channels_last && plan.parts > 1;
+  std::unique_ptr<Acc[]> partial(reduces ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
+  std::unique_ptr<std::atomic<int>[]> arrivals(reduces ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
 
   // Launch
   EndParams P{};

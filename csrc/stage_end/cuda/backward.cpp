@@ -21,8 +21,8 @@ std::tuple<Tensor, Tensor> stage_end_backward(const OptionalTensor& dv, const Op
     if (need_shift) torch::stable::zero_(dshift);
     return {du, dshift};
   }
-  MeetingRows meeting(plan);
-  Tensor terms = new_tensor(like, {need_shift ? (meeting.rows + meeting.levels) * s.channels : 0}, ScalarType::Float);
+  ReductionRows reduction(plan);
+  Tensor terms = new_tensor(like, {need_shift ? (reduction.rows + reduction.levels) * s.channels : 0}, ScalarType::Float);
 
   // Params
   EndBackwardParams P{};
@@ -37,9 +37,9 @@ std::tuple<Tensor, Tensor> stage_end_backward(const OptionalTensor& dv, const Op
   }
   if (need_shift) {
     P.dshift = static_cast<float*>(writable(dshift));
-    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + meeting.rows * s.channels;
-    P.row_count = int32_t(meeting.rows), P.rows_at_once = int32_t(meeting.at_once);
-    P.arrivals = counters(guard.device(), guard.stream(), (meeting.levels + 1) * plan.slabs);
+    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + reduction.rows * s.channels;
+    P.row_count = int32_t(reduction.rows), P.rows_at_once = int32_t(reduction.at_once);
+    P.arrivals = counters(guard.device(), guard.stream(), (reduction.levels + 1) * plan.slabs);
   }
   P.stream = is_stream(plan);
 

@@ -17,8 +17,8 @@ std::tuple<Tensor, Tensor> stage_end(const Tensor& u, const OptionalTensor& shif
   Tensor v = new_map(u, s.batch, s.channels, s.height, s.width, s.channels_last, u.scalar_type());
   Tensor p = new_tensor(u, {s.batch, s.channels}, ScalarType::Float);
   if (s.batch == 0 || s.channels == 0) return {v, p};
-  bool meet = plan.parts > 1;
-  Tensor partial = new_tensor(u, {meet ? s.batch * plan.parts * s.channels : 0}, ScalarType::Float);
+  bool reduces = plan.parts > 1;
+  Tensor partial = new_tensor(u, {reduces ? s.batch * plan.parts * s.channels : 0}, ScalarType::Float);
 
   // Params
   EndParams P{};
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> stage_end(const Tensor& u, const OptionalTensor& shif
     P.shift_wide = P.shift_stride == 1 && plan.whole && widest_access(P.shift, {}) == 16;
   }
   P.p = static_cast<float*>(writable(p));
-  if (meet) {
+  if (reduces) {
     P.partial = static_cast<float*>(writable(partial));
     P.arrivals = counters(guard.device(), guard.stream(), s.batch * plan.slabs);
   }

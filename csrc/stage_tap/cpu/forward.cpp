@@ -44,9 +44,9 @@ std::tuple<Tensor, Tensor, Tensor> run(const Tensor& u, const OptionalTensor& sh
   if (s.batch == 0 || s.channels == 0) return {m, p, mask};
   for (const Tensor* t : {&m, &mask}) advise_huge_pages(t->mutable_data_ptr(), t->numel() * (t == &m ? element_size(plan.dtype) : 1));
   auto values = shift_values<Acc>(shift, s.channels, plan.dtype, kTap);
-  bool meet = s.channels_last && plan.parts > 1;
-  std::unique_ptr<Acc[]> partial(meet ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
-  std::unique_ptr<std::atomic<int>[]> arrivals(meet ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
+  bool reduces = s.channels_last && plan.parts > 1;
+  std::unique_ptr<Acc[]> partial(reduces ? new Acc[size_t(s.batch * plan.parts * s.channels)] : nullptr);
+  std::unique_ptr<std::atomic<int>[]> arrivals(reduces ? new std::atomic<int>[size_t(s.batch)]() : nullptr);
 
   // Launch
   TapParams P{};

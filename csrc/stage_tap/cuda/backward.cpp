@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
     if (need_shift) torch::stable::zero_(dshift);
     return {du, dshift};
   }
-  MeetingRows meeting(plan);
-  Tensor terms = new_tensor(mask, {need_shift ? (meeting.rows + meeting.levels) * s.channels : 0}, ScalarType::Float);
+  ReductionRows reduction(plan);
+  Tensor terms = new_tensor(mask, {need_shift ? (reduction.rows + reduction.levels) * s.channels : 0}, ScalarType::Float);
 
   // Params
   TapBackwardParams P{};
@@ -50,9 +50,9 @@ std::tuple<Tensor, Tensor> stage_tap_backward(const OptionalTensor& dm, const Op
   P.path = wide ? TapPath::Wide : can_stage(plan) ? TapPath::Staged : TapPath::Narrow;
   if (need_shift) {
     P.dshift = static_cast<float*>(writable(dshift));
-    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + meeting.rows * s.channels;
-    P.row_count = int32_t(meeting.rows), P.rows_at_once = int32_t(meeting.at_once);
-    P.arrivals = counters(guard.device(), guard.stream(), (meeting.levels + 1) * plan.slabs);
+    P.rows = static_cast<float*>(writable(terms)), P.sums = P.rows + reduction.rows * s.channels;
+    P.row_count = int32_t(reduction.rows), P.rows_at_once = int32_t(reduction.at_once);
+    P.arrivals = counters(guard.device(), guard.stream(), (reduction.levels + 1) * plan.slabs);
   }
   P.stream = is_stream(plan);
 

@@ -152,7 +152,7 @@ __device__ __forceinline__ void place_pieces(const TapPlaneBackward<T>& plane, c
 // --- units -------------------------------------------------------------------------------------------------------------------
 // Brings what a unit of du is made of into shared memory, or begins to: the mask, dm (by elements where its planes do not follow each other), dp.
 template <class T, bool kPool>
-__device__ __forceinline__ void start_unit(const TapBackwardParams& P, const TapRooms& rooms, float* dp, uint32_t unit) {
+__device__ __forceinline__ void start_unit(const TapBackwardParams& P, const TapBuffers& buffers, float* dp, uint32_t unit) {
   const TapPlan& plan = P.plan;
   const MapShape& s = plan.shape;
   const TapRuns& most = plan.staged;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void start_unit(const TapBackwardParams& P, const Tap
   int out_w = int(s.width / 2), out = int(s.height / 2) * out_w;
   int64_t image = at.group, channels = s.channels, masks = channels * plan.positions;
   if (of_mask.has_me()) {
-    start_run(of_mask, rooms.mask, P.mask + image * masks + extent.begin(most.mask, plan.positions), extent.count(most.mask, plan.positions), P.mask,
+    start_run(of_mask, buffers.mask, P.mask + image * masks + extent.begin(most.mask, plan.positions), extent.count(most.mask, plan.positions), P.mask,
               P.mask + s.batch * masks);
     if (P.dp)
 #pragma unroll 1
@@ -171,27 +171,27 @@ __device__ __forceinline__ void start_unit(const TapBackwardParams& P, const Tap
         copy_async<4>(dp + plane, P.dp + image * P.dp_stride_b + (extent.channel + plane) * P.dp_stride_c);
   } else if (kPool && P.dm && P.dm_dense) {
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b;
-    start_run(of_dm, rooms.m, dm + extent.begin(most.m, out), extent.count(most.m, out), dm, dm + channels * out);
+    start_run(of_dm, buffers.m, dm + extent.begin(most.m, out), extent.count(most.m, out), dm, dm + channels * out);
   } else if (kPool && P.dm) {
     const T* dm = static_cast<const T*>(P.dm) + image * P.dm_stride_b + extent.channel * P.dm_stride_c;
 #pragma unroll 4
     for (int i = of_dm.thread; i < extent.count(most.m, out); i += of_dm.threads) {
       int element = extent.skipped(most.m) + i, plane = element / out, h = (element - plane * out) / out_w, w = element - plane * out - h * out_w;
-      reinterpret_cast<T*>(rooms.m)[i] = dm[plane * P.dm_stride_c + h * P.dm_stride_h + w * P.dm_stride_w];
+      reinterpret_cast<T*>(buffers.m)[i] = dm[plane * P.dm_stride_c + h * P.dm_stride_h + w * P.dm_stride_w];
     }
   }
 }
 
 // Writes a unit of du from there, by the other warps.
 template <class T>
-__device__ __forceinline__ void store_unit(const TapBackwardParams& P, const TapRooms& rooms, uint32_t unit) {
+__device__ __forceinline__ void store_unit(const TapBackwardParams& P, const TapBuffers& buffers, uint32_t unit) {
   const TapPlan& plan = P.plan;
   Team team(4, 4);
   if (!team.has_me()) return;
   MapUnit at(unit, plan);
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
-  store_run(team, static_cast<T*>(P.du) + int64_t(at.group) * plan.shape.channels * pixels + extent.begin(most, pixels), rooms.u, extent.count(most, pixels),
+  store_run(team, static_cast<T*>(P.du) + int64_t(at.group) * plan.shape.channels * pixels + extent.begin(most, pixels), buffers.u, extent.count(most, pixels),
             [](char* p, const Vector<uint32_t, 4>& chunk) { store_chunk(p, chunk); });
 }
 
@@ -208,12 +208,12 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
   const MapShape& s = plan.shape;
   BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
   float* dp = shared.rows() + plan.lanes * plan.slab;  // of the unit's planes, where staged
-  TapRooms rooms(shared, (plan.lanes + 1) * plan.slab, plan.staged, sizeof(T));
+  TapBuffers buffers(shared, (plan.lanes + 1) * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
 
   // Several planes at once, each by its threads
   int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
-  if constexpr (kStaged) start_unit<T, kPool>(P, rooms, dp, blockIdx.x);
+  if constexpr (kStaged) start_unit<T, kPool>(P, buffers, dp, blockIdx.x);
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
@@ -233,10 +233,10 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
       float gp[kPer<T>] = {};
       if constexpr (kStaged) {
         const TapRuns& most = plan.staged;
-        T* copy = run_in(rooms.u, du, extent.begin(most.u, pixels));
+        T* copy = run_in(buffers.u, du, extent.begin(most.u, pixels));
         to.du = copy + plane * pixels - extent.skipped(most.u), access = alignment_of(copy, pixels * int(sizeof(T)));
-        to.mask = run_in(rooms.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
-        to.dm = run_in(rooms.m, P.dm_dense ? dm : nullptr, P.dm_dense ? extent.begin(most.m, out) : 0) + plane * out - extent.skipped(most.m);
+        to.mask = run_in(buffers.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
+        to.dm = run_in(buffers.m, P.dm_dense ? dm : nullptr, P.dm_dense ? extent.begin(most.m, out) : 0) + plane * out - extent.skipped(most.m);
         if (P.dp) gp[0] = divided(dp[plane], plan.pixels, plan.mean);
       } else if (P.dp) {
         gp[0] = divided(P.dp[image * P.dp_stride_b + channel * P.dp_stride_c], plan.pixels, plan.mean);
@@ -268,8 +268,8 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
     }
     __syncthreads();  // sums and du are complete, and nobody reads dm, dp and the mask any more
     if constexpr (kStaged) {
-      start_unit<T, kPool>(P, rooms, dp, unit + gridDim.x);
-      store_unit<T>(P, rooms, uint32_t(from_here(int(unit))));
+      start_unit<T, kPool>(P, buffers, dp, unit + gridDim.x);
+      store_unit<T>(P, buffers, uint32_t(from_here(int(unit))));
     }
     if (P.dshift) finish_sums(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }

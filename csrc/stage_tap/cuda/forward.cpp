@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
   Tensor p = new_tensor(u, {s.batch, s.channels}, ScalarType::Float);
   Tensor mask = new_tensor(u, {need_mask ? s.batch * s.mask_bytes(max_pool) : 0}, ScalarType::Byte);
   if (s.batch == 0 || s.channels == 0) return {m, p, mask};
-  bool meet = plan.parts > 1;
-  Tensor partial = new_tensor(u, {meet ? s.batch * plan.parts * s.channels : 0}, ScalarType::Float);
+  bool reduces = plan.parts > 1;
+  Tensor partial = new_tensor(u, {reduces ? s.batch * plan.parts * s.channels : 0}, ScalarType::Float);
 
   // Params
   TapParams P{};
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor> stage_tap(const Tensor& u, const OptionalTens
   }
   P.p = static_cast<float*>(writable(p));
   P.mask = need_mask ? static_cast<uint8_t*>(writable(mask)) : nullptr;
-  if (meet) {
+  if (reduces) {
     P.partial = static_cast<float*>(writable(partial));
     P.arrivals = counters(guard.device(), guard.stream(), s.batch * plan.slabs);
   }

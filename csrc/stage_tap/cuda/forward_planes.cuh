@@ -209,7 +209,7 @@ __device__ __forceinline__ float sum_pieces(const TapPlane<T, kPath>& plane, con
 // --- units -------------------------------------------------------------------------------------------------------------------
 // Begins to bring a unit of u into shared memory.
 template <class T>
-__device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& rooms, uint32_t unit) {
+__device__ __forceinline__ void start_unit(const TapParams& P, const TapBuffers& buffers, uint32_t unit) {
   const TapPlan& plan = P.plan;
   Team team(0, 4);
   if (unit >= plan.units || !team.has_me()) return;
@@ -217,12 +217,12 @@ __device__ __forceinline__ void start_unit(const TapParams& P, const TapRooms& r
   TapExtent extent(at, plan);
   int pixels = int(pixels_of(plan.shape)), most = plan.staged.u;
   const T* image = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b;
-  start_run(team, rooms.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels);
+  start_run(team, buffers.u, image + extent.begin(most, pixels), extent.count(most, pixels), image, image + plan.shape.channels * pixels);
 }
 
 // Writes a unit of m and the mask from there, by the other warps.
 template <class T, bool kPool>
-__device__ __forceinline__ void store_unit(const TapParams& P, const TapRooms& rooms, uint32_t unit) {
+__device__ __forceinline__ void store_unit(const TapParams& P, const TapBuffers& buffers, uint32_t unit) {
   const TapPlan& plan = P.plan;
   Team of_m(4, 2), of_mask(6, 2);
   if (!of_m.has_me() && !of_mask.has_me()) return;
@@ -233,9 +233,9 @@ __device__ __forceinline__ void store_unit(const TapParams& P, const TapRooms& r
   uint64_t policy = cache_policy(from_here(P.stream));
   auto plain = [](char* p, const Vector<uint32_t, 4>& chunk) { store_chunk(p, chunk); };
   auto stream = [&](char* p, const Vector<uint32_t, 4>& chunk) { store_stream(p, chunk, policy); };
-  if (kPool && of_m.has_me()) store_run(of_m, static_cast<T*>(P.m) + channels * out + extent.begin(most_m, out), rooms.m, extent.count(most_m, out), plain);
+  if (kPool && of_m.has_me()) store_run(of_m, static_cast<T*>(P.m) + channels * out + extent.begin(most_m, out), buffers.m, extent.count(most_m, out), plain);
   if (P.mask && of_mask.has_me())
-    store_run(of_mask, P.mask + channels * plan.positions + extent.begin(most_mask, plan.positions), rooms.mask, extent.count(most_mask, plan.positions),
+    store_run(of_mask, P.mask + channels * plan.positions + extent.begin(most_mask, plan.positions), buffers.mask, extent.count(most_mask, plan.positions),
               stream);
 }
 
@@ -250,13 +250,13 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
   const TapPlan& plan = P.plan;
   const MapShape& s = plan.shape;
   BlockShared& shared = *reinterpret_cast<BlockShared*>(shared_memory());
-  TapRooms rooms(shared, plan.lanes * plan.slab, plan.staged, sizeof(T));
+  TapBuffers buffers(shared, plan.lanes * plan.slab, plan.staged, sizeof(T));
   uint64_t policy = cache_policy(P.stream);
   const bool masked = kPath == TapPath::Wide ? kMask : P.mask != nullptr;
 
   // Several planes at once, each by its threads
   int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
-  if constexpr (kStaged) start_unit<T>(P, rooms, blockIdx.x);
+  if constexpr (kStaged) start_unit<T>(P, buffers, blockIdx.x);
 
   for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
@@ -273,11 +273,11 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
       int access = P.access, first = extent.first + lane * (kPool ? kTileWindows<T> : 1);
       if constexpr (kStaged) {
         const TapRuns& most = plan.staged;
-        const T* copy = run_in(rooms.u, u, extent.begin(most.u, pixels));
+        const T* copy = run_in(buffers.u, u, extent.begin(most.u, pixels));
         from.u = copy + plane * pixels - extent.skipped(most.u), from.stride_h = int(s.width), from.stride_w = 1;
         access = alignment_of(copy, pixels * int(sizeof(T)));
-        if constexpr (kPool) from.m = run_in(rooms.m, m, extent.begin(most.m, out)) + plane * out - extent.skipped(most.m);
-        if (masked) from.mask = run_in(rooms.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
+        if constexpr (kPool) from.m = run_in(buffers.m, m, extent.begin(most.m, out)) + plane * out - extent.skipped(most.m);
+        if (masked) from.mask = run_in(buffers.mask, mask, extent.begin(most.mask, plan.positions)) + plane * plan.positions - extent.first;
       } else {
         int64_t channel = extent.channel + plane;
         from.u = u + channel * P.stride_c, from.stride_h = P.stride_h, from.stride_w = P.stride_w;
@@ -308,8 +308,8 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
     }
     __syncthreads();  // sums, m and the mask are complete, and nobody reads u any more
     if constexpr (kStaged) {
-      start_unit<T>(P, rooms, unit + gridDim.x);
-      store_unit<T, kPool>(P, rooms, uint32_t(from_here(int(unit))));
+      start_unit<T>(P, buffers, unit + gridDim.x);
+      store_unit<T, kPool>(P, buffers, uint32_t(from_here(int(unit))));
     }
     finish_means<true>(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }

@@ -11,10 +11,10 @@ constexpr int kChunk = 16;
 // What a run of so many bytes takes, wherever it begins.
 __host__ __device__ constexpr int run_room(int bytes) { return (bytes + 2 * kChunk - 2) / kChunk * kChunk; }
 
-// Where in a room the run begins that has its first element `offset` behind p.
+// Where in a buffer the run begins that has its first element `offset` behind p.
 template <class T>
-__device__ __forceinline__ T* run_in(unsigned char* room, const T* p, int64_t offset) {
-  return reinterpret_cast<T*>(room + ((uint32_t(reinterpret_cast<uintptr_t>(p)) + uint32_t(offset) * uint32_t(sizeof(T))) & (kChunk - 1)));
+__device__ __forceinline__ T* run_in(unsigned char* buffer, const T* p, int64_t offset) {
+  return reinterpret_cast<T*>(buffer + ((uint32_t(reinterpret_cast<uintptr_t>(p)) + uint32_t(offset) * uint32_t(sizeof(T))) & (kChunk - 1)));
 }
 
 // The largest power of two up to 16 that divides an address and a distance.
@@ -41,10 +41,10 @@ struct TapExtent {
   __device__ __forceinline__ int64_t begin(int most, int of_plane) const { return channel * of_plane + skipped(most); }
 };
 
-// Rooms of a block's shared memory, behind the rows of sums.
-struct TapRooms {
+// Buffers in a block's shared memory, behind the rows of sums.
+struct TapBuffers {
   unsigned char *u, *m, *mask;
-  __device__ __forceinline__ TapRooms(BlockShared& shared, int rows, const TapRuns& most, int size) {
+  __device__ __forceinline__ TapBuffers(BlockShared& shared, int rows, const TapRuns& most, int size) {
     u = reinterpret_cast<unsigned char*>(shared.rows() + (rows + 3) / 4 * 4);
     m = u + run_room(most.u * size), mask = m + run_room(most.m * size);
   }
@@ -75,28 +75,28 @@ struct RunBytes {
 
 // Begins to copy a run of `count` elements; [lowest, highest) may be read.
 template <class T>
-__device__ __forceinline__ void start_run(const Team& team, unsigned char* room, const T* run, int count, const T* lowest, const T* highest) {
+__device__ __forceinline__ void start_run(const Team& team, unsigned char* buffer, const T* run, int count, const T* lowest, const T* highest) {
   int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T)), rounded = (end + kChunk - 1) & -kChunk;
   const char* from = reinterpret_cast<const char*>(run) - begin;
   bool low = from >= reinterpret_cast<const char*>(lowest), high = from + rounded <= reinterpret_cast<const char*>(highest);  // may be read
   RunBytes bytes{begin, end, low ? 0 : kChunk, high ? rounded : end & -kChunk};
 #pragma unroll 2
   for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
-    copy_async<kChunk>(room + at, from + at);
-  if (!(low && high)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(room + at) = *reinterpret_cast<const T*>(from + at); });
+    copy_async<kChunk>(buffer + at, from + at);
+  if (!(low && high)) bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(buffer + at) = *reinterpret_cast<const T*>(from + at); });
 }
 
 // Writes a run of `count` elements.
 template <class T, class Store>
-__device__ __forceinline__ void store_run(const Team& team, T* run, const unsigned char* room, int count, Store store) {
+__device__ __forceinline__ void store_run(const Team& team, T* run, const unsigned char* buffer, int count, Store store) {
   int begin = int(reinterpret_cast<uintptr_t>(run) & (kChunk - 1)), end = begin + count * int(sizeof(T));
   char* to = reinterpret_cast<char*>(run) - begin;
   RunBytes bytes{begin, end, begin ? kChunk : 0, end & -kChunk};
 #pragma unroll 2
   for (int at = bytes.whole + team.thread * kChunk; at < bytes.whole_end; at += team.threads * kChunk)
-    store(to + at, Vector<uint32_t, 4>(*reinterpret_cast<const Vector<uint32_t, 4>*>(room + at)));
+    store(to + at, Vector<uint32_t, 4>(*reinterpret_cast<const Vector<uint32_t, 4>*>(buffer + at)));
   if ((begin | end) & (kChunk - 1))
-    bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(to + at) = *reinterpret_cast<const T*>(room + at); });
+    bytes.beside(team.thread, sizeof(T), [&](int at) { *reinterpret_cast<T*>(to + at) = *reinterpret_cast<const T*>(buffer + at); });
 }
 
 }  // namespace interflow

@@ -19,7 +19,7 @@ FORWARD_MODE = "forward mode"
 """Dynamo traces a jvp, jacfwd or hessian: refused, as uncompiled. In plain operators Inductor (2.13) reads its zero tangents from address 0."""
 
 
-def _road_while_compiling() -> str:
+def _route_while_compiling() -> str:
     # Dynamo loses the gradient of an autograd.Function below a torch.func transform (zeros), and its batching rule.
     if torch._C._are_functorch_transforms_active():
         transforms = retrieve_all_functorch_interpreters()
@@ -31,13 +31,13 @@ def _road_while_compiling() -> str:
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo: called while Dynamo traces, it tells what
 # holds there. Dynamo has entered the transforms that it traces; torch.compiler.is_exporting is always true under older versions.
-_road_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_route_while_compiling._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def route() -> str:
     """EAGER, COMPILED, OPERATOR, PLAIN, ONNX or FORWARD_MODE. Asked while Dynamo traces, it guards on an open dual level (torch.autograd.forward_ad)."""
     if torch.compiler.is_compiling():
-        found = _road_while_compiling()
+        found = _route_while_compiling()
         return PLAIN if found == COMPILED and forward_ad._current_level >= 0 else found
     if torch._C._get_tracing_state() is not None:
         return ONNX if torch.onnx.is_in_onnx_export() else OPERATOR

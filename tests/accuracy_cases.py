@@ -25,11 +25,11 @@ def error(actual: Tensor, exact: np.ndarray) -> tuple[float, str]:
 
 
 def assert_no_worse(name: str, actual: Tensor, eager: Tensor, exact: np.ndarray, most: float | None = None) -> None:
-    """At most twice eager's error, or three roundings (a step and a half of the dtype) where that is less; and at most `most` steps."""
-    step = torch.finfo(actual.dtype).eps
+    """error <= max(2 * eager's error, 1.5 * eps), and <= most * eps; errors are relative to the largest exact number."""
+    eps = torch.finfo(actual.dtype).eps
     (ours, worst), (theirs, _) = error(actual, exact), error(eager, exact)
-    assert ours <= max(2 * theirs, 1.5 * step), f"{name}{worst}, an error of {ours:.1e} where eager's is {theirs:.1e}"
-    assert most is None or ours <= most * step, f"{name}{worst}, an error of {ours / step:.1f} steps, allowed {most}"
+    assert ours <= max(2 * theirs, 1.5 * eps), f"{name}{worst}, an error of {ours:.1e} where eager's is {theirs:.1e}"
+    assert most is None or ours <= most * eps, f"{name}{worst}, an error of {ours / eps:.1f} eps, allowed {most}"
 
 
 def longdouble(t: Tensor) -> np.ndarray:

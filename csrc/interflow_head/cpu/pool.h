@@ -3,7 +3,8 @@
 // Three ways through a map, by where stride 1 is: planes (W), pixels (C), and any strides. Work is cut into units of about
 // 64 KB whose bounds and summation order depend on the stage's shape and strides only, never on B or the thread count, so
 // that an image's result has the same bits in every batch. A pixel-way map of one bin is cut into runs of pixels; their
-// sums meet in `partial` and whoever finishes an image's last run adds them, in order. All long sums have two levels (long_sum.h).
+// sums meet in `partial` and whoever finishes an image's last run adds them, in order. Long sums of fp32 numbers are kept in fp32 for up to
+// 256 numbers, then in fp64 (long_sum.h).
 
 namespace interflow::INTERFLOW_ISA {
 

@@ -16,7 +16,7 @@ from interflow_kernels import FoldedInterflowHead, StageTap
 from interflow_vision import VGG, create_model, list_models
 from interflow_vision.errors import MissingPackageError
 from interflow_vision.models.heads import HEADS
-from interflow_vision.models.stages import StageEnd
+from interflow_vision.models.stages import EagerStageEnd
 from interflow_vision.models.vgg import STAGES
 
 MODELS = ("vgg16", "vgg16_bn")
@@ -159,7 +159,7 @@ def test_timm_conventions(head, stage):
         assert feature_map.shape == (4, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
         mean_only = stage == "fused" and head != "last"  # the plain network's feature is the map after pool5
         assert feature.shape == ((4, info["num_chs"]) if mean_only else feature_map.shape)
-        assert isinstance(model.get_submodule(info["module"]), StageTap if stage == "fused" else StageEnd)
+        assert isinstance(model.get_submodule(info["module"]), StageTap if stage == "fused" else EagerStageEnd)
     assert torch.equal(model.forward_head(features), model(x))
     pre_logits = model.forward_head(features, pre_logits=True)
     assert pre_logits.shape == (4, sum(info["num_chs"] for info in model.feature_info))
@@ -233,7 +233,7 @@ def test_fused_and_eager_stages_give_the_same(name, head, memory_format):
 def test_a_map_that_goes_on_has_no_tap():
     model = small(stages=(1,) * 13)  # every convolution ends a stage
     for i, layer in enumerate(list(model.features.values())[1::2], 1):
-        assert isinstance(layer, StageTap if i in (2, 4, 7, 10, 13) else StageEnd), i
+        assert isinstance(layer, StageTap if i in (2, 4, 7, 10, 13) else EagerStageEnd), i
     eager = small(stages=(1,) * 13, stage="eager")
     eager.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(images()), eager(images()))
@@ -246,7 +246,7 @@ def test_pool_size_needs_maps_and_says_so_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small(pool_size=2)
-    ends = [layer for layer in model.features.values() if isinstance(layer, (StageEnd, StageTap))]
+    ends = [layer for layer in model.features.values() if isinstance(layer, (EagerStageEnd, StageTap))]
     assert [isinstance(end, StageTap) for end in ends] == [True, False, False, False, False]  # only the max-pool without a branch
     eager = small(pool_size=2, stage="eager")
     eager.load_state_dict(model.state_dict())

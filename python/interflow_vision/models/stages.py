@@ -10,12 +10,12 @@ from interflow_kernels import StageTap, conv_tap
 from interflow_kernels.modules.plain import is_plain
 
 STAGES = ("fused", "eager")
-"""fused: StageTap where it serves, see conv_tap; eager: StageEnd everywhere."""
+"""fused: StageTap where it serves, see conv_tap; eager: EagerStageEnd everywhere."""
 
 _said_eager = False
 
 
-class StageEnd(nn.Module):
+class EagerStageEnd(nn.Module):
     """StageTap's place in plain PyTorch: ReLU, and the max-pool where there is one; the whole map is the feature.
 
         feature = relu(u);  next = max_pool2d(feature, 2, 2), or the feature itself
@@ -36,7 +36,7 @@ class StageEnd(nn.Module):
         return f"max_pool={self.max_pool}"
 
 
-def stage_end(stage: str, max_pool: bool, tapped: bool, last: bool, pool_size: tuple[int, int]) -> StageEnd | StageTap:
+def make_stage_end(stage: str, max_pool: bool, tapped: bool, last: bool, pool_size: tuple[int, int]) -> EagerStageEnd | StageTap:
     """The module at the end of a block or stage.
 
     A tap gives the mean of a map that is not written, so `stage="fused"` takes one at every max-pool and at the end of the
@@ -45,12 +45,12 @@ def stage_end(stage: str, max_pool: bool, tapped: bool, last: bool, pool_size: t
     """
     global _said_eager
     if stage == "eager" or not (max_pool or last):
-        return StageEnd(max_pool)
+        return EagerStageEnd(max_pool)
     if tapped and pool_size != (1, 1):
         if not _said_eager:
             _said_eager = True
             warnings.warn(f"pool_size={pool_size} needs whole maps: stages with a branch end in PyTorch's operators, not in the fused tap", stacklevel=5)
-        return StageEnd(max_pool)
+        return EagerStageEnd(max_pool)
     return StageTap(max_pool)
 
 
@@ -61,14 +61,14 @@ def run_relu(layer: nn.Module | None, relu: nn.Module, x: Tensor) -> Tensor:
 
 
 def run_end(layer: nn.Module | None, end: nn.Module, x: Tensor) -> Any:
-    """end(layer(x)): the next layer's input and the stage's feature; with a StageTap as conv_tap does it, with a StageEnd in place where run_relu would."""
+    """end(layer(x)): the next layer's input and the stage's feature; with a StageTap as conv_tap does it, with a EagerStageEnd in place where run_relu would."""
     if layer is None:
         return end(x)
-    return end(layer(x), inplace=_output_is_ours(layer)) if is_plain(end, StageEnd) else conv_tap(layer, end, x)
+    return end(layer(x), inplace=_output_is_ours(layer)) if is_plain(end, EagerStageEnd) else conv_tap(layer, end, x)
 
 
 def run_end_for_map(layer: nn.Module | None, max_pool: bool, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a StageEnd gives behind `layer`."""
+    """What a EagerStageEnd gives behind `layer`."""
     feature = F.relu(x if layer is None else layer(x), inplace=_output_is_ours(layer))
     return (F.max_pool2d(feature, 2, 2) if max_pool else feature), feature
 

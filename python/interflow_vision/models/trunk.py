@@ -93,7 +93,7 @@ class Trunk(nn.ModuleDict):
         if isinstance(given, fx.Proxy):
             return given[0], given[1]  # type: ignore[index]
         if not isinstance(given, (tuple, list)) or len(given) != 2:
-            wanted = "must give the next layer's input and the stage's feature, as StageTap and StageEnd do"
+            wanted = "must give the next layer's input and the stage's feature, as StageTap and EagerStageEnd do"
             raise ValueError(f"features.{name} {wanted}, got {type(given).__name__} from {type(end).__name__}")
         if maps and place.feature and given[1].dim() != 4:
             raise ValueError(f"features.{name} ({type(end).__name__}) gives no map of its stage, but shape {tuple(given[1].shape)}")

@@ -12,7 +12,7 @@ from interflow_kernels import AuxiliaryHeads, InterflowHead
 from . import inference, pretrained
 from .heads import LastHead, create_head, pooled
 from .stages import STAGES as STAGE_ENDS
-from .stages import stage_end
+from .stages import make_stage_end
 from .trunk import Place, Trunk
 from .wrappers import unwrapped
 
@@ -273,7 +273,7 @@ def _layers(
             if batch_norm:
                 layers.append((Place("norm"), nn.BatchNorm2d(channels)))
             if max_pool or count in ends:
-                layers.append((Place("end", max_pool, count in ends), stage_end(stage, max_pool, count in ends, last, pool_size)))
+                layers.append((Place("end", max_pool, count in ends), make_stage_end(stage, max_pool, count in ends, last, pool_size)))
             else:
                 layers.append((Place("relu"), nn.ReLU()))
             if count in ends:

@@ -174,7 +174,7 @@ def test_a_layer_that_is_no_end():
     net = model()
     net.features["3"] = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
     with pytest.raises(
-        ValueError, match=r"features.3 must give the next layer's input and the stage's feature, as StageTap and StageEnd do, got Tensor from Sequential"
+        ValueError, match=r"features.3 must give the next layer's input and the stage's feature, as StageTap and EagerStageEnd do, got Tensor from Sequential"
     ):
         net(images())
 

@@ -61,7 +61,7 @@ def run_relu(layer: nn.Module | None, relu: nn.Module, x: Tensor) -> Tensor:
 
 
 def run_end(layer: nn.Module | None, end: nn.Module, x: Tensor) -> Any:
-    """end(layer(x)): the next layer's input and the stage's feature; with a StageTap as conv_tap does it, with a EagerStageEnd in place where run_relu would."""
+    """end(layer(x)): the next layer's input and the stage's feature; a StageTap as conv_tap runs it, an EagerStageEnd in place where run_relu would."""
     if layer is None:
         return end(x)
     return end(layer(x), inplace=_output_is_ours(layer)) if is_plain(end, EagerStageEnd) else conv_tap(layer, end, x)

@@ -46,6 +46,32 @@ class _Plan(NamedTuple):
     summed: int = 0  # tiles of images, or rows, that the attention's launch adds up
 
 
+def _check(
+    upstream: tuple[Description | None, Description | None],
+    pooled: Description,
+    parameters: list[Description | None],
+    attention: str,
+    widths: tuple[int, ...],
+    feature_stages: tuple[int, ...],
+) -> None:
+    name, n, width = "interflow_head_backward", len(widths), sum(widths)
+    if not (1 <= n <= MAX_STAGES):
+        fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
+    if not (min(widths) >= 0):
+        fail(f"{name}: widths must be at least 0, got {list(widths)}")
+    check_parameters(name, parameters, attention, n, width)
+    if not (len(pooled.shape) == 2 and pooled.shape[1] == width and pooled.dtype == FP32):
+        fail(f"{name}: pooled must be [B, {width}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
+    weight = parameters[0]
+    assert weight is not None
+    batch, classes = pooled.shape[0], weight.shape[0]
+    for argument, t, shape in zip(("dy", "dbranches"), upstream, ([batch, classes], [batch, n, classes]), strict=True):
+        if not (t is None or list(t.shape) == shape):
+            fail(f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
+    if not (all(0 <= i < n for i in feature_stages)):
+        fail(f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
+
+
 @tiles.cached
 def _plan(
     upstream_fields: Any,
@@ -57,26 +83,12 @@ def _plan(
     needs: tuple[bool, bool, bool],
     fill: bool,
 ) -> _Plan:
-    # Check
-    name = "interflow_head_backward"
     (dy, dbranches), pooled, parameters = map(description, upstream_fields), Description(*pooled_fields), [description(t) for t in parameters_fields]
+    _check((dy, dbranches), pooled, parameters, attention, widths, feature_stages)
     weight = parameters[0]
     assert weight is not None
-    n = len(widths)
-    if not (1 <= n <= MAX_STAGES):
-        fail(f"{name}: widths must name 1 to {MAX_STAGES} stages, got {n}")
-    if not (min(widths) >= 0):
-        fail(f"{name}: widths must be at least 0, got {list(widths)}")
-    width = sum(widths)
-    check_parameters(name, parameters, attention, n, width)
-    if not (len(pooled.shape) == 2 and pooled.shape[1] == width and pooled.dtype == FP32):
-        fail(f"{name}: pooled must be [B, {width}] in fp32 as interflow_head returned it, got {list(pooled.shape)} in {pooled.dtype}")
+    n, width = len(widths), sum(widths)
     batch, classes = pooled.shape[0], weight.shape[0]
-    for argument, t, shape in (("dy", dy, [batch, classes]), ("dbranches", dbranches, [batch, n, classes])):
-        if not (t is None or list(t.shape) == shape):
-            fail(f"{name}: {argument} must be {shape}, got {None if t is None else list(t.shape)}")
-    if not (all(0 <= i < n for i in feature_stages)):
-        fail(f"{name}: feature_stages must be of 0 to {n - 1}, got {list(feature_stages)}")
 
     # Results
     new = Memory(weight.device, fill)

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from interflow_kernels import FusedInterflowHead, StageTap
+from interflow_kernels import FusedInterflowHead, StageEnd, StageTap
 from interflow_kernels.testing import ATTENTIONS
 
 MAPS = ((4, 6, 5), (8, 3, 3), (2, 1, 1))
@@ -35,6 +35,12 @@ def test_a_head_counts_what_its_twin_in_plain_pytorch_counts(attention, pool_siz
         assert found == expected > 0
 
 
+def test_a_head_with_a_norm_counts_what_its_twin_counts():
+    head = FusedInterflowHead(tuple(each[0] for each in MAPS), 7, norm="batch")
+    found, expected = (flops(partial(each, maps()), True) for each in (head, head.to_eager()))
+    assert found == expected > 0
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_what_needs_no_gradient_counts_none(attention):
     def counted(head, names, inputs):
@@ -55,9 +61,10 @@ def test_the_folded_head_counts_one_product():
     assert flops(lambda: head(maps(requires_grad=False)), False) == 2 * 3 * 7 * sum(each[0] for each in MAPS)
 
 
-def test_a_tap_counts_no_product():
+@pytest.mark.parametrize("end", [StageTap, StageEnd])
+def test_the_end_of_a_stage_counts_no_product(end):
     u = torch.randn(2, 3, 4, 4, requires_grad=True)
-    assert flops(lambda: StageTap()(u), True) == 0
+    assert flops(lambda: end()(u), True) == 0
     with FlopCounterMode(display=False) as counter:
         StageTap()(u)
     assert torch.ops.interflow_kernels.stage_tap in counter.flop_registry

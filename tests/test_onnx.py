@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from interflow_kernels import FusedInterflowHead, StageTap, conv_tap, interflow_head, stage_tap
+from interflow_kernels import FusedInterflowHead, StageTap, conv_tap, interflow_head, stage_end, stage_tap
 from interflow_kernels.testing import ATTENTIONS, assert_close
 
 pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnx and onnxscript (pip install 'interflow-kernels[serve]')")
@@ -53,6 +53,21 @@ class Taps(nn.Module):
         return [m, p, *stage_tap(z), stage_tap(z, self.conv.bias, max_pool=False)[1], stage_tap(m)[1]]
 
 
+class Ends(nn.Module):
+    """The stage end with and without each of its arguments, and heads whose means go through a norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(4, 5, 3, padding=1)
+        self.heads = nn.ModuleList(FusedInterflowHead((4, 5), CLASSES, attention, norm="batch") for attention in ("nxn", "gated")).eval()
+
+    def forward(self, x, z):
+        u = self.conv(x)
+        v, p = stage_end(u, self.conv.bias, u * 0.5)
+        return [v, p, *stage_end(z, activation="none"), *stage_end(z), *(head([x, z]) for head in self.heads)]
+
+
 def inputs(batch, side, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 4, side, side + 3, generator=generator), torch.randn(batch, 5, side - 2, side - 1, generator=generator)
@@ -84,13 +99,13 @@ def compare(program, module):
             assert_close(f"output {i}, B = {batch}", torch.from_numpy(got), want.detach(), 1e-5)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(Heads, marks=pytest.mark.slow), Taps])
+@pytest.mark.parametrize("kind", [pytest.param(Heads, marks=pytest.mark.slow), Taps, Ends])
 def test_modules_of_any_batch_and_size(kind):
     module = kind().eval()
     compare(exported(module, dynamic_shapes=dynamic()), module)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(Heads, marks=pytest.mark.slow), Taps])
+@pytest.mark.parametrize("kind", [pytest.param(Heads, marks=pytest.mark.slow), Taps, Ends])
 def test_programs_with_our_operators_in_them(kind):
     """What torch.export.export recorded, with gradients on: each of our operators becomes ONNX operators as it is exported."""
     module = kind().eval()

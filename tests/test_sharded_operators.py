@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from interflow_kernels import FusedInterflowHead, stage_tap
+from interflow_kernels import FusedInterflowHead, stage_end, stage_tap
+from interflow_kernels.functional import run_pool
 from interflow_kernels.testing import ATTENTIONS
 
 WORLD = 2
@@ -90,6 +91,32 @@ def check_tap(mesh, max_pool):
         compare("m", m2, m)
 
 
+def check_end(mesh, activation):
+    u, added = torch.randn(2, 3, 4, 6, 6, generator=torch.Generator().manual_seed(3))
+    whole = [t.clone().requires_grad_() for t in (u, torch.linspace(-1, 1, 4), added)]
+    shards = [distribute_tensor(t.detach(), mesh, [place]).requires_grad_() for t, place in zip(whole, (Shard(0), Replicate(), Shard(0)), strict=True)]
+    results = [stage_end(*arguments, activation=activation) for arguments in (whole, shards)]
+    for v, p in results:
+        (p.sin().sum() + v.square().sum()).backward()
+    for name, got, want in zip(("v", "p"), results[1], results[0], strict=True):
+        assert got.placements == (Shard(0),)
+        compare(name, got, want)
+    for name, got, want in zip(("u", "shift", "residual"), shards, whole, strict=True):
+        compare(f"{activation}: {name}", got.grad, want.grad)
+
+
+def check_pool(mesh, pool_size):
+    whole = [x.requires_grad_() for x in maps(3)]
+    shards = [distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_() for x in whole]
+    pooled = [run_pool(features, pool_size) for features in (whole, shards)]
+    assert pooled[1].placements == (Shard(0),)
+    compare("pooled", pooled[1], pooled[0])
+    for p in pooled:
+        p.sin().sum().backward()
+    for i, (got, want) in enumerate(zip(shards, whole, strict=True)):
+        compare(f"features[{i}]", got.grad, want.grad)
+
+
 def check_sentences(mesh):
     made, shards = sharded_head(mesh, "nxn", "class")
     for what, call in (("fold", made.fold), ("stage_weights", made.stage_weights)):
@@ -109,6 +136,10 @@ def rank_of(rank, store, every):
                 check_head(mesh, attention, by)
         for max_pool in (True, False):
             check_tap(mesh, max_pool)
+        for activation in ("relu", "none"):
+            check_end(mesh, activation)
+        for pool_size in ((1, 1), (2, 1)):
+            check_pool(mesh, pool_size)
         check_sentences(mesh)
     finally:
         dist.destroy_process_group()

@@ -42,8 +42,21 @@ def _feature_gradient(dp: Tensor, shape: Sequence[int], dtype: torch.dtype, chan
         return dp.new_empty(tuple(shape), dtype=dtype)
     if pool_size[0] == 1 and pool_size[1] == 1:
         return (dp / (height * width)).to(dtype)[:, :, None, None].expand(batch, channels, height, width)
+    if hasattr(dp, "device_mesh"):
+        return _on_shards(dp, shape, dtype, channels_last, pool_size)
     # Overlapping windows: PyTorch's own backward, which reads nothing but the shape of its second argument.
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     like = torch.empty(tuple(shape), dtype=dp.dtype, device=dp.device, memory_format=memory_format)
     bins = dp.reshape(batch, channels, pool_size[0], pool_size[1])
     return torch.ops.aten._adaptive_avg_pool2d_backward(bins, like).to(dtype)
+
+
+def _on_shards(dp: Any, shape: Sequence[int], dtype: torch.dtype, channels_last: bool, pool_size: Sequence[int]) -> Tensor:
+    """The same of a DTensor, for which PyTorch's backward has no rule: on each shard of images, or on each term of a sum, as it is linear in dp."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    kept = [p if p.is_partial() or getattr(p, "dim", 0) == 0 else Replicate() for p in dp.placements]
+    local = dp.redistribute(dp.device_mesh, kept).to_local()
+    found = _feature_gradient(local, (local.shape[0], *shape[1:]), dtype, channels_last, pool_size)
+    whole = torch.empty(tuple(shape), device="meta", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return DTensor.from_local(found, dp.device_mesh, kept, run_check=False, shape=whole.shape, stride=whole.stride())

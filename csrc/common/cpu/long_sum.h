@@ -110,18 +110,18 @@ struct RunSum {
   }
 };
 
-// Sums of up to kChannels columns of numbers, a row after the other.
+// Sums of up to kChannels columns of numbers, a row after the other, run after run of at most kRun<Acc> rows.
 template <class Acc, int64_t kChannels>
-struct LongColumns {
+struct RunColumns {
   static constexpr int64_t L = kLanes<Acc>;
-  alignas(64) Acc few[kChannels];                    // of the last rows, at most kRun<Acc>: written by the user
-  alignas(64) LongVector<Acc> all[kChannels / L];    // of the rows before
-  int64_t vectors;                                   // in use
+  alignas(64) Acc few[kChannels];                  // of this run's rows: the user adds to it
+  alignas(64) LongVector<Acc> all[kChannels / L];  // of the runs before
+  int64_t vectors;                                 // in use
   bool carried = false;
 
-  explicit LongColumns(int64_t channels) : vectors((channels + L - 1) / L) {}
-  void clear() { std::fill(few, few + vectors * L, Acc(0)); }
-  // Puts `few` into the sums; it keeps its numbers.
+  explicit RunColumns(int64_t channels) : vectors((channels + L - 1) / L) { clear(); }
+  void next_run() { carry(), clear(); }
+  // Puts the run into the sums.
   void carry() {
     for (int64_t i = 0; i < vectors; ++i) {
       if (!carried) all[i] = LongVector<Acc>{};
@@ -130,13 +130,9 @@ struct LongColumns {
     carried = true;
   }
   double total(int64_t c) const { return all[c / L].lane(c % L); }
-};
 
-// The same, begun from nothing, run after run.
-template <class Acc, int64_t kChannels>
-struct RunColumns : LongColumns<Acc, kChannels> {
-  explicit RunColumns(int64_t channels) : LongColumns<Acc, kChannels>(channels) { this->clear(); }
-  void next_run() { this->carry(), this->clear(); }
+ private:
+  void clear() { std::fill(few, few + vectors * L, Acc(0)); }
 };
 
 // kVectors vectors of the columns from c on: out = the sum over r of rows[r, :], divided by count.

@@ -59,6 +59,7 @@ class Process:
         self._cause, self._killed_at, self._hear = "", float("inf"), hear
         self._popen: subprocess.Popen[str] | None = None
         self._failed = ""
+        self._error: Exception | None = None
         try:
             self._popen = subprocess.Popen(
                 command.words,
@@ -80,7 +81,10 @@ class Process:
     def _read(self) -> None:
         assert self._popen is not None and self._popen.stdout is not None
         for line in self._popen.stdout:
-            self._hear(line.rstrip("\n"))
+            try:
+                self._hear(line.rstrip("\n"))
+            except Exception as error:  # the lines behind it shall be heard all the same
+                self._error = self._error or error
 
     def stop(self, cause: str, at_once: bool = False) -> None:
         """Interrupts it, so that it can write what it has; by force a little later, or at once. The first cause counts."""
@@ -108,6 +112,8 @@ class Process:
             return None
         self._reader.join(2.0)
         self._signal(signal.SIGKILL)  # children that it left behind hold the pipe and the GPU
+        if self._error is not None:
+            raise RuntimeError(f"a line of {self.command.name} was not understood") from self._error
         state = self._cause or ("ok" if code == 0 else f"failed (exit status {code})")
         return Outcome(self.command.name, state, now - self.started, code)
 

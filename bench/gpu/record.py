@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ def _git(*words: str) -> str:
 
 
 class Record:
-    """One part's file. `rows` are whatever the part measures or checks; `about` may come later than they do."""
+    """One part's file. `rows` are whatever the part measures or checks; `about` may come later than they do. Several threads may write."""
 
     def __init__(self, path: Path, part: str, device: str, kit: Path | None = None) -> None:
-        self.path = path
+        self.path, self._lock = path, threading.Lock()
         self.data: dict[str, Any] = {
             "part": part,
             "device": device,
@@ -45,18 +46,21 @@ class Record:
 
     def about(self, machine: Mapping[str, Any]) -> None:
         """harness.machine.describe of the process that measures."""
-        if not self.data["machine"]:
-            self.data["machine"] = dict(machine)
-            self._write()
+        with self._lock:
+            if not self.data["machine"]:
+                self.data["machine"] = dict(machine)
+                self._write()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        self.data["rows"].append(dict(row))
-        self._write()
+        with self._lock:
+            self.data["rows"].append(dict(row))
+            self._write()
 
     def note(self, **values: Any) -> None:
         """What belongs to the whole part."""
-        self.data.update(values)
-        self._write()
+        with self._lock:
+            self.data.update(values)
+            self._write()
 
     def _write(self) -> None:
         """So that a reader finds the old file or the new one, whatever ends this process."""

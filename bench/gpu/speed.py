@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import goals, machine
-from harness.clock import call_turn, graph_turn
+from harness.clock import call_turn, graph_turn, synchronize
 from harness.gate import TOLERANCE, refuse_wrong
 from harness.inputs import cold_sets, feature_maps
 from harness.roofline import BOUNDARIES, HEAD_STAGES, RESNET_STAGES, EndShape, HeadShape, Map, TapShape, at_pixels
@@ -32,6 +32,7 @@ from .record import Record, machine_line, table
 BF16 = torch.bfloat16
 TURNS, MOST_SETS = 9, 64
 COPY = 512 << 20  # bytes
+AWAKE = 0.7  # seconds
 tap = torch.ops.interflow_kernels.stage_tap.default
 tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
 end = torch.ops.interflow_kernels.stage_end.default
@@ -61,11 +62,12 @@ def seconds(work: Work, device: torch.device) -> float:
 
 # --- what is timed --------------------------------------------------------------------------------------------------------
 def limits(device: torch.device) -> dict[str, Work]:
-    """A copy of half a GiB, a read of it, and the smallest launch."""
+    """A copy of half a GiB by the driver and one by a kernel, a read of it, and the smallest launch."""
     x = torch.empty((COPY if device.type == "cuda" else 1 << 20) // 4, device=device).uniform_()
     y, one = torch.empty_like(x), torch.zeros(1, device=device)
     return {
         "copy": Work(lambda i: y.copy_(x), 1, 2 * x.nbytes),
+        "copy by a kernel": Work(lambda i: torch.neg(x, out=y), 1, 2 * x.nbytes),
         "read": Work(lambda i: x.sum(), 1, x.nbytes),
         "launch": Work(lambda i: one.add_(1), 1, 0),
     }
@@ -215,14 +217,25 @@ def measure(record: Record, device: torch.device, until: float, only: str = "") 
 
 
 def measured_limits(record: Record, device: torch.device) -> float:
-    """Bytes a second of a copy, measured now; copy, read and launch become rows."""
+    """Bytes a second of the faster copy, measured now; copies, read and launch become rows."""
+    awake(device)
     found = {name: (seconds(work, device), work.bytes) for name, work in limits(device).items()}
     for name, (taken, moved) in found.items():
         record.add(
             {"what": name, "us": 1e6 * taken, "bytes": moved, "gb_per_s": moved / taken / 1e9, **(machine.gpu_clocks() if device.type == "cuda" else {})}
         )
     print("limits: " + ", ".join(f"{name} {t * 1e6:.2f} us, {b / t / 1e9:.0f} GB/s" for name, (t, b) in found.items()), flush=True)
-    return found["copy"][1] / found["copy"][0]
+    return max(found[name][1] / found[name][0] for name in ("copy", "copy by a kernel"))
+
+
+def awake(device: torch.device) -> None:
+    """Work for as long as an idle GPU takes to raise its clocks."""
+    x = torch.randn(4096 if device.type == "cuda" else 8, 4096 if device.type == "cuda" else 8, device=device, dtype=BF16)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < (AWAKE if device.type == "cuda" else 0.0):
+        for _ in range(20):
+            x @ x
+        synchronize(device)
 
 
 def add(record: Record, row: dict[str, Any], copied: float, aim: tuple[str, float] | None) -> None:

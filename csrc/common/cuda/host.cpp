@@ -61,6 +61,15 @@ void grow(Slab& slab, int64_t words) {
 
 }  // namespace
 
+// Which a capture on this thread must not ask for its own stream, and on another thread not for any, unless it is relaxed.
+static unsigned long long number_of(cudaStream_t stream) {
+  RelaxedCapture relaxed;
+  check_cuda(relaxed.error(), "entering relaxed capture mode");
+  unsigned long long number = 0;
+  check_cuda(cudaStreamGetId(stream, &number), "asking for the stream's number");
+  return number;
+}
+
 // One slot for each stream, whose launches follow each other. Keyed by the stream's number, which is never used twice, unlike its handle.
 //
 // While a graph is being captured a fresh slot for each launch, since two graphs may run side by side. Nothing tells when such a graph is gone, so its slots
@@ -72,13 +81,13 @@ uint32_t* counters(int device, cudaStream_t stream, int64_t count) {
   static std::map<std::pair<int, unsigned long long>, Slot> slots;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &capturing), "asking whether the stream is being captured");
-  unsigned long long number = 0;
-  check_cuda(cudaStreamGetId(stream, &number), "asking for the stream's number");
+  bool captured = capturing != cudaStreamCaptureStatusNone;
+  unsigned long long number = captured ? 0 : number_of(stream);
   int64_t words = (count + kAlign - 1) / kAlign * kAlign;
 
   std::lock_guard<std::mutex> lock(mutex);
   Slot fresh;
-  Slot& slot = capturing == cudaStreamCaptureStatusNone ? slots[{device, number}] : fresh;
+  Slot& slot = captured ? fresh : slots[{device, number}];
   if (slot.count >= words) return slot.words;
   words = std::max(words, 2 * slot.count);  // a slot that was too small is left behind
   Slab& slab = slabs[device];

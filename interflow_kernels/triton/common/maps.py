@@ -41,9 +41,10 @@ def on_grid_of(u, shift, c, channels: tl.constexpr):
 @triton.jit
 def gradient_of_mean(dp, image, c, C: tl.constexpr, PIXELS: tl.constexpr, PB: tl.constexpr, PC: tl.constexpr):
     """dp [B, C] of the channels c over H W; 0 where there is no dp."""
-    if dp is None:
-        return tl.zeros([c.shape[0]], tl.float32)
-    return tl.div_rn(tl.load(dp + image * PB + c * PC, mask=c < C, other=0.0), PIXELS * 1.0)
+    gp = tl.zeros([c.shape[0]], tl.float32)
+    if dp is not None:  # what follows a return inside `if` is compiled all the same
+        gp = tl.div_rn(tl.load(dp + image * PB + c * PC, mask=c < C, other=0.0), PIXELS * 1.0)
+    return gp
 
 
 @triton.jit

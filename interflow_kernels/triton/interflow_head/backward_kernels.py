@@ -258,12 +258,13 @@ def head_attention(
 ):
     """dA and the sum of dy, summed over rows -> gradients in the shapes of the attention's parameters. One program; classwise many."""
     PER_CLASS: tl.constexpr = (MODE == CLASSWISE) or (MODE == FOLDED)
+    column = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
     for i in tl.static_range(N + 1):
         if (i < N and dweight is not None) or (i == N and dbias is not None):
             whole = tl.zeros([CLASSES], tl.float32)
             lost = tl.zeros([CLASSES], tl.float32)
             for start in range(0, CLASSES if PER_CLASS else K, CLASSES):
-                k = tl.program_id(0) * CLASSES + start + tl.arange(0, CLASSES)
+                k = start + column
                 if FIRST is None:
                     found = _rows_sum(sums, k, i, count, N + 1, K)
                 elif i < N:
@@ -273,9 +274,9 @@ def head_attention(
                 whole, lost = add_exactly(whole, lost, found)
             if PER_CLASS:
                 if i < N:
-                    tl.store(dweight + i * K + k, from_fp32(whole, dweight.dtype.element_ty), mask=k < K)
+                    tl.store(dweight + i * K + column, from_fp32(whole, dweight.dtype.element_ty), mask=column < K)
                 else:
-                    tl.store(dbias + k, from_fp32(whole, dbias.dtype.element_ty), mask=k < K)
+                    tl.store(dbias + column, from_fp32(whole, dbias.dtype.element_ty), mask=column < K)
             else:
                 j = tl.arange(0, N2)
                 one = tl.zeros([N2], tl.float32) + tl.sum(whole, axis=0)

@@ -18,12 +18,14 @@ FOLDED: tl.constexpr = tl.constexpr(4)
 @triton.jit
 def linear_weight(attention_weight, i, k, MODE: tl.constexpr, K: tl.constexpr):
     """A[i, k] of a linear mode other than "nxn", [classes] fp32."""
+    # No return inside a branch, here and below: Triton goes on compiling after it, with what is None there, or of shapes that do not fit.
     if MODE == CLASSWISE:
-        return to_fp32(tl.load(attention_weight + i * K + k, mask=k < K, other=0.0))
-    if MODE == FOLDED:
-        return tl.full([k.shape[0]], 1.0, tl.float32)
-    a = to_fp32(tl.load(attention_weight + i))
-    return tl.zeros([k.shape[0]], tl.float32) + a
+        a = to_fp32(tl.load(attention_weight + i * K + k, mask=k < K, other=0.0))
+    elif MODE == FOLDED:
+        a = tl.full([k.shape[0]], 1.0, tl.float32)
+    else:
+        a = tl.zeros([k.shape[0]], tl.float32) + to_fp32(tl.load(attention_weight + i))
+    return a
 
 
 @triton.jit
@@ -50,7 +52,6 @@ def _mixed(z, matrix, i, N: tl.constexpr, N2: tl.constexpr):
 @triton.jit
 def weighted(z, attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, CLASSES_FIRST: tl.constexpr = False):
     """A[i, k] z of a tile whose classes are the last axis, or the first of two."""
-    # No return inside a branch: Triton goes on compiling after it, here products of shapes that do not fit.
     if MODE == NXN:
         found = _mixed(z, attention_weight, i, N, N2)
     else:
@@ -68,10 +69,10 @@ def weighted(z, attention_weight, i, k, MODE: tl.constexpr, N: tl.constexpr, N2:
 def linear_offset(attention_bias, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl.constexpr, K: tl.constexpr):
     """c[k] of a linear mode, [classes] fp32."""
     if (MODE == CLASSWISE) or (MODE == FOLDED):
-        return to_fp32(tl.load(attention_bias + k, mask=k < K, other=0.0))
-    if MODE == NXN:
+        c = to_fp32(tl.load(attention_bias + k, mask=k < K, other=0.0))
+    elif MODE == NXN:
         j = tl.arange(0, N2)
-        c = tl.sum(to_fp32(tl.load(attention_bias + j, mask=j < N, other=0.0)), axis=0)
+        c = tl.zeros([k.shape[0]], tl.float32) + tl.sum(to_fp32(tl.load(attention_bias + j, mask=j < N, other=0.0)), axis=0)
     else:
-        c = to_fp32(tl.load(attention_bias))
-    return tl.zeros([k.shape[0]], tl.float32) + c
+        c = tl.zeros([k.shape[0]], tl.float32) + to_fp32(tl.load(attention_bias))
+    return c

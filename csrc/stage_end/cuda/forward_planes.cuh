@@ -16,14 +16,16 @@ __global__ void __launch_bounds__(kMapThreads, kWide && !kResidual ? 3 : 2) end_
     return P.shift && plane < run.planes ? load_as_float(P.shift, P.shift_dtype, (run.channel + plane) * P.shift_stride) : -0.0f;
   };
 
-  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
+  LateArrival late(plan.parts > 1);
+  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
+    late.learn(shared, unit, [&](uint32_t of) { return mean_arrivals(P, of); });
     MapUnit at(unit, plan);
     EndRun run(at, plan);
     int64_t image = at.group, begin = run.begin(plan);
     const T* u = static_cast<const T*>(P.u.map.data) + image * P.u.map.stride_b + begin;
     const T* residual = static_cast<const T*>(P.residual.map.data) + image * P.residual.map.stride_b + begin;
     T* v = static_cast<T*>(P.v) + image * plan.shape.channels * plan.positions + begin;
-    int chunks = (run.count + V - 1) / V;
+    int chunks = unit < plan.units ? (run.count + V - 1) / V : 0;
     float alone = 0;
 
     for (int first = 0; first < chunks; first += kMapThreads * kEndAtOnce) {
@@ -89,9 +91,11 @@ __global__ void __launch_bounds__(kMapThreads, kWide && !kResidual ? 3 : 2) end_
       }
     }
 
+    if (chunks == 0) __syncthreads();
+    bool arrived = late.last(shared);
     if (plan.slots == 1) shared.rows()[threadIdx.x] = alone;
     __syncthreads();
-    finish_means_of<true>(P, at, shared, [&](auto result) { sum_planes<V>(shared, plan, run, [&](int plane, float sum) { result(0, plane, sum); }); });
+    finish_means_of<true>(P, unit, shared, late, arrived, [&](auto result) { sum_planes<V>(shared, plan, run, [&](int plane, float sum) { result(0, plane, sum); }); });
   }
 }
 

@@ -5,6 +5,7 @@
 
 namespace interflow {
 
-inline int tap_pixels_shared() { return tap_shared_bytes(kMapThreads * 8); }
+// ring_bytes: of what runs ahead.
+inline int tap_pixels_shared(int ring_bytes) { return tap_shared_bytes(kMapThreads * kTapRowWords) + ring_bytes; }
 
 }  // namespace interflow

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,35 @@ def test_one_that_ignores_the_interrupt_is_killed(monkeypatch):
     monkeypatch.setattr(process, "INTERRUPTED", 1.0)
     (outcome,), _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=3)
     assert outcome.state == "stopped after 3 s" and outcome.seconds < 20
+
+
+def test_a_reader_that_fails_on_a_line_hears_the_rest_and_is_told_of():
+    """Else a whole program would be taken for one that died, and its pipe would fill up."""
+    heard = []
+
+    def hear(command, line):
+        if line == "0":
+            raise FileNotFoundError("no such record")
+        heard.append(line)
+
+    with pytest.raises(RuntimeError, match="a line of part0 was not understood") as error:
+        ran("for i in range(20000): print(i)", hear=hear)
+    assert heard == [str(i) for i in range(1, 20000)] and isinstance(error.value.__cause__, FileNotFoundError)
+
+
+def test_an_error_here_ends_what_still_runs(tmp_path):
+    """A program that runs beside the one whose line was not understood does not go on by itself."""
+    note = tmp_path / "pid"
+    sleep = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(90)"
+    speak = f"import os, time\nwhile not os.path.exists({str(note)!r}): time.sleep(0.05)\nprint(1)"
+    with pytest.raises(RuntimeError, match="part1"):
+        ran(sleep, speak, hear=lambda command, line: 1 / 0)
+    for _ in range(100):
+        stat = Path(f"/proc/{note.read_text()}/stat")
+        if not stat.exists() or ") Z " in stat.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")
 
 
 @pytest.mark.slow
@@ -174,6 +205,31 @@ def test_a_check_that_fails_or_loses_the_gpu(capsys):
     assert not usable and "illegal memory access" in line["text"]
 
 
+def test_expectations_of_the_head_stay_on_the_cpu(monkeypatch):
+    """On a device that is not the CPU's, though of no numbers: the fused head and all that it gets lie there, the plain head and its maps do not.
+
+    from_eager shares its parameters: on the CPU itself nothing moves, and a plain head that moves along with the fused one goes unseen.
+    """
+    monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)  # a parameter stays the same object, as on a GPU
+    head, called = room("gpu.checks.head"), []
+    original = head.gradients
+
+    def noted(module, features, dy, dbranches):
+        given = (*module.parameters(), *module.buffers(), *features, *(t for t in (dy, dbranches) if t is not None))
+        called.append({t.device.type for t in given})
+        return original(module, features, dy, dbranches)
+
+    monkeypatch.setattr(head, "gradients", noted)
+    ran = 0
+    for check in head.checks(torch.device("meta")):
+        called.clear()
+        with pytest.raises(NotImplementedError):  # what was computed there cannot be read
+            check.run()
+        assert called in ([], [{"meta"}, {"cpu"}]), (check.name, called)
+        ran += bool(called)
+    assert ran > 20
+
+
 # --- what a part leaves ---------------------------------------------------------------------------------------------------
 def test_a_record_is_whole_after_every_row(tmp_path):
     made = record.Record(tmp_path / "x/part.json", "speed", "cuda")
@@ -185,6 +241,23 @@ def test_a_record_is_whole_after_every_row(tmp_path):
     assert record.machine_line(data).startswith("made-up GPU at 1980 MHz, memory 3201 MHz, driver 580; torch 2.11.0, python 3.12; commit ")
     assert re.fullmatch(r"[0-9a-f]{10}\+?|unknown", data["commit"]) and [path.name for path in (tmp_path / "x").iterdir()] == ["part.json"]
     assert record.table([["a", 1], ["bcd", 22]], ["x", "y"]) == "x    y\na    1\nbcd  22"
+
+
+def test_a_record_takes_rows_from_several_threads(tmp_path):
+    """Those that read the output of programs which run at the same time."""
+    made, start = record.Record(tmp_path / "part.json", "smoke", "cuda"), threading.Barrier(8)
+
+    def write(worker):
+        start.wait()
+        for i in range(25):
+            made.add({"worker": worker, "i": i})
+            made.note(newest=worker)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write, worker) for worker in range(8)]:
+            done.result()
+    rows = json.loads((tmp_path / "part.json").read_text())["rows"]
+    assert sorted((row["worker"], row["i"]) for row in rows) == [(worker, i) for worker in range(8) for i in range(25)]
 
 
 def test_the_commit_is_the_kits_where_there_is_no_git(tmp_path, monkeypatch):

@@ -31,8 +31,8 @@ def section(folder: str) -> str:
         BEGIN,
         prose(
             f"On an {machine['gpu']}, torch {machine['versions']['torch']}, {headline['date'][:10]}: whole networks, 224 pixels, bf16, channels_last,"
-            " 1000 classes, eager unless a row says otherwise. Ratio: the time of the network without Interflow (plain), and of Interflow in PyTorch's operators (naive),"
-            " over ours, with its 95 % interval."
+            " 1000 classes, eager unless a row says otherwise. Ratio: the time of the network without Interflow (plain), and of Interflow in"
+            " PyTorch's operators (naive), over ours, with its 95 % interval."
         ),
         "",
         "| with Interflow, fused | ms | images/s | plain / ours | naive / ours |",
@@ -41,7 +41,8 @@ def section(folder: str) -> str:
         "",
         prose(
             f"There {checked.count('ok')} of {len(checked)} checks of the kernels beside the CPU were right, and {passed} of {passed + failed} tests."
-            f" Targets of single kernels reached: {sum(reached)} of {len(reached)}; `docs/gpu-model.md` has each beside its prediction, `{folder}/` all that was measured."
+            f" Targets of single kernels reached: {sum(reached)} of {len(reached)}; `docs/gpu-model.md` has each beside its prediction,"
+            f" `{folder}/` all that was measured."
         ),
         END,
     ]

@@ -10,7 +10,7 @@
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-backbones   backbones of timm with Interflow and without, ten cases and two layouts: a quarter of an hour, into BENCH_OUT
 # make bench-compare A=FOLDER B=FOLDER   what changed between two runs, and whether it is more than noise
-# make bench-readme   the README's section on speed anew, from the committed results
+# make bench-readme   the README's sections on speed anew, on a CPU and on a GPU, from the committed results
 # make profile where the time of whole networks goes, with Interflow and without, by torch.profiler: BENCH_OUT, BENCH_DEVICE
 # make profile-page FROM=FOLDER   the page in docs/ from the profile that lies in a folder of bench/results/
 # make gpu     on a machine with an NVIDIA GPU and no network, with the Python that is there (PYTHON, no environment is made): builds for the GPU, then
@@ -30,6 +30,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 BENCH_OUT ?= bench/results/local
 
 BENCH_RESULTS := bench/results/cpu-2core
+GPU_RESULTS := bench/results/nvidia-h200
 BENCH_DEVICE ?= cpu
 WORKERS ?= auto
 DEVICE ?= cuda
@@ -80,6 +81,7 @@ bench-compare: $(VENV)/installed
 
 bench-readme: $(VENV)/installed
 	PYTHONPATH=bench $(BIN)/python -m pages.readme $(BENCH_RESULTS)
+	PYTHONPATH=bench $(BIN)/python -m pages.gpu_readme $(GPU_RESULTS)
 
 profile: $(VENV)/installed
 	$(BIN)/python bench/profile_networks.py --device $(BENCH_DEVICE) --out $(BENCH_OUT)

@@ -25,9 +25,10 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not look beside setup.py
 from cuda_build import compile_kernels, decide_cuda, digest, jobs, output_of, sources, switch  # noqa: E402
+from old_glibc import for_old_systems  # noqa: E402
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-OLD_SYSTEMS = "csrc/common/old_systems.cpp"  # with old_glibc.h: no library needs a newer system than manylinux_2_28
+OLD_SYSTEMS = "csrc/common/old_systems.cpp"  # with old_glibc.h and old_glibc.py: no library needs a newer system than manylinux_2_28
 FLAGS = ["-include", str(ROOT / "csrc/common/old_glibc.h"), "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 
 
@@ -115,7 +116,7 @@ def extensions() -> dict:
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,
-            depends=["setup.py", "cuda_build.py", *kernels, *sources("csrc/**/*.h", "csrc/**/*.cuh")],
+            depends=["setup.py", "cuda_build.py", "old_glibc.py", *kernels, *sources("csrc/**/*.h", "csrc/**/*.cuh")],
         )
         device.libraries = ["torch_cpu", "cudart_static", "dl", "rt", "pthread"]
         built.append(device)
@@ -130,7 +131,10 @@ def extensions() -> dict:
 
         def build_extension(self, extension):
             if extension.name == "interflow_kernels._cuda":
-                extension.extra_objects = compile_kernels(cuda, kernels, Path(self.build_temp).resolve() / "cuda")
+                folder = Path(self.build_temp).resolve() / "cuda"
+                extension.extra_objects = compile_kernels(cuda, kernels, folder)
+                runtime = next(path for each in cuda.toolkit.libraries for path in [Path(each) / "libcudart_static.a"] if path.exists())
+                extension.library_dirs.insert(0, str(for_old_systems(runtime, folder).parent))
             super().build_extension(extension)
 
     return {"ext_modules": built, "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}

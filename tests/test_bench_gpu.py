@@ -4,6 +4,7 @@ import inspect
 import itertools
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_every_network_case_is_right(tiny):
 
 
 def test_limits_of_a_device(monkeypatch):
-    monkeypatch.setattr(run, "COPY_BYTES", 1 << 12)
+    monkeypatch.setattr(run.copying, "COPY_BYTES", 1 << 12)
     limits = run.device_limits(CPU)
     assert limits["copy"].bytes == 2 << 12 and limits["launch"].bytes == 0
     made = made_case(bytes=96)
@@ -173,6 +174,28 @@ def test_limits_of_a_device(monkeypatch):
     info = run.summary(made, {name: [1e-3] * 9 for name in made.providers}, "ours", CPU, {"ours": 5}, {"ours": 2})
     assert set(info["share"]) == {"read", "copy"}  # a launch moves nothing
     assert (info["saved_bytes"], info["kernels"]) == (5, 2)
+
+
+@pytest.mark.parametrize("faster", ["copy", "copy by a kernel"])
+def test_the_copy_that_shares_are_of_is_the_faster_one(monkeypatch, faster):
+    """Of the driver's and a kernel's, measured once on each GPU."""
+    copying, timed = run.copying, []
+    x, y = (torch.ones(8, device="meta") for _ in range(2))
+    gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    ways = copying.copies(x, y)
+    monkeypatch.setattr(copying, "_faster", {})
+    monkeypatch.setattr(copying, "copies", lambda x, y: ways)
+    monkeypatch.setattr(copying, "graph_turn", lambda way, sets, device: timed.append(way) or (lambda: 1.0 if way is ways[faster] else 2.0))
+    assert copying.faster_copy(gpu, y) is ways[faster] and copying.faster_copy(gpu, y) is ways[faster]
+    assert timed == list(ways.values())
+    assert copying.faster_copy(x, y) is ways["copy"]  # not a GPU
+
+
+def test_both_copies_copy():
+    x, y = torch.randn(5), torch.empty(5)
+    for name, sign in (("copy", 1), ("copy by a kernel", -1)):
+        run.copying.copies(x, y)[name](0)
+        assert torch.equal(y, sign * x)
 
 
 def test_a_spent_budget_skips_with_its_reason():

@@ -189,6 +189,17 @@ def test_every_kernel_counts_once_and_ranges_not_at_all():
     }
 
 
+def test_a_call_of_the_runtime_launches_no_kernel():
+    """The profiler gives kernels to whatever has their operator's number: in torch.profiler a runtime call outside of all operators may have it too."""
+    conv = event("aten::cudnn_convolution", None, [(FPROP, 10.0)])
+    waiting, launch = event("cudaDeviceSynchronize", None, [(FPROP, 10.0)]), event("cuLaunchKernelEx", None, [("tap_pixels", 3.0)])
+    events = [launch, waiting, conv, on_gpu(FPROP, 10.0), on_gpu("tap_pixels", 3.0)]
+    found = [(e["name"], e["operators"], e["calls"]) for e in profiler.entries(events, GPU, calls=1)]
+    assert found == [(FPROP, ["aten::cudnn_convolution"], 1), ("tap_pixels", [], 1)]
+    twice = [conv, event("aten::another", None, [(FPROP, 10.0)]), on_gpu(FPROP, 10.0)]
+    assert sum(e["calls"] for e in profiler.entries(twice, GPU, calls=1)) == 1  # whoever else claims it
+
+
 def test_the_operators_of_a_cpu_add_up_to_the_call():
     x = torch.randn(64, 64)
     events = profiler.profiled(lambda _: torch.relu(x @ x).sum(), CPU, calls=3)

@@ -12,6 +12,7 @@ from cuda_code import ARCHITECTURES
 from cuda_library import ROOT, TOOLKIT, cuda_build, needs_nvcc
 
 from interflow_kernels import _backend, _native
+from old_glibc import OLDEST_GLIBC
 
 
 @pytest.mark.slow
@@ -22,6 +23,8 @@ def test_the_library_needs_nothing_but_torch_and_the_system(built):
     listed = subprocess.run([nm, "-D", "--undefined-only", built.library], capture_output=True, text=True, check=True).stdout
     undefined = {line.split()[-1] for line in listed.splitlines() if " w " not in line and "@" not in line}
     assert not [name for name in undefined if not name.startswith(("aoti_torch_", "torch_"))], undefined
+    newest = max(tuple(map(int, version.split("."))) for version in re.findall(r"@GLIBC_([\d.]+)", listed))
+    assert newest <= OLDEST_GLIBC, re.findall(r"\S+@GLIBC_2\.[3-9]\d", listed)  # the CUDA runtime's too
     exported = subprocess.run([nm, "-D", "--defined-only", built.library], capture_output=True, text=True, check=True).stdout
     assert not re.search(r" cuda[A-Z]| __cuda", exported)  # the runtime inside is nobody else's
     needed = re.findall(r"NEEDED.*\[(.*)\]", subprocess.run([readelf, "-d", built.library], capture_output=True, text=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""The parts of `make gpu`: commands with limits, what a hang or a lost GPU leaves, records, budgets, reports."""
+"""The parts of `make gpu`: what a hang, a mistake or a lost GPU leaves, records, budgets, reports."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,63 +18,6 @@ process, record, parts, setting = room("gpu.process"), room("gpu.record"), room(
 smoke, suites, measure = room("gpu.smoke"), room("gpu.suites"), room("gpu.measure")
 speed, headline, command_line = room("gpu.speed"), room("gpu.headline"), room("gpu.__main__")
 ROOT = Path(__file__).parent.parent
-
-
-# --- commands with a limit ------------------------------------------------------------------------------------------------
-def ran(*codes, seconds=20.0, **options):
-    """Outcomes of Python programs that run at the same time, and all that was said."""
-    log = io.StringIO()
-    commands = [process.Command(f"part{i}", [sys.executable, "-c", code], seconds) for i, code in enumerate(codes)]
-    return process.run(commands, process.Log(log), **options), log.getvalue()
-
-
-def test_a_command_is_run_and_told(capsys):
-    (outcome,), log = ran("print('hello')")
-    assert outcome.state == "ok" and log == "hello\n" and capsys.readouterr().out == log
-    assert ran("raise SystemExit(3)")[0][0].state == "failed (exit status 3)"
-    assert ran("print(1)", seconds=0)[0][0].state == "not begun, the time was spent"
-    (outcome,) = process.run([process.Command("x", ["/no/such/program"], 5)], process.Log())
-    assert "failed (" in outcome.state
-
-
-MEET = """
-import pathlib, sys, time
-pathlib.Path({mine!r}).touch()
-for _ in range(300):
-    if pathlib.Path({other!r}).exists():
-        print("met"); sys.exit()
-    time.sleep(0.05)
-sys.exit(1)
-"""
-
-
-def test_several_run_at_the_same_time_and_are_told_apart(tmp_path):
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    outcomes, log = ran(MEET.format(mine=a, other=b), MEET.format(mine=b, other=a))
-    assert [o.state for o in outcomes] == ["ok", "ok"] and sorted(log.splitlines()) == ["part0: met", "part1: met"]
-
-
-def test_one_that_hangs_is_stopped_with_its_children():
-    hang = "import subprocess, sys; print('on', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    (outcome,), log = ran(hang, seconds=2)
-    assert outcome.state == "stopped after 2 s" and outcome.seconds < 15 and "on" in log
-
-
-def test_one_that_ignores_the_interrupt_is_killed(monkeypatch):
-    monkeypatch.setattr(process, "INTERRUPTED", 1.0)
-    (outcome,), _ = ran("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)", seconds=3)
-    assert outcome.state == "stopped after 3 s" and outcome.seconds < 20
-
-
-@pytest.mark.slow
-def test_what_was_measured_survives_the_end_of_the_time(tmp_path):
-    """pytest, interrupted in its second test, still writes the first one's numbers."""
-    (tmp_path / "test_two.py").write_text("import time\ndef test_one(benchmark): benchmark(abs, 1)\ndef test_two(): print('on'); time.sleep(90)\n")
-    options = ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-max-time=0.1"]
-    command = process.Command("part", [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), *options], 30)
-    (outcome,) = process.run([command], process.Log(io.StringIO()))
-    assert outcome.state == "stopped after 30 s"
-    assert [b["name"] for b in json.loads((tmp_path / "x.json").read_text())["benchmarks"]] == ["test_one"]
 
 
 @pytest.mark.slow  # three seconds must be enough to begin, which they are on a quiet machine
@@ -90,6 +34,17 @@ def test_an_interrupt_ends_the_command_and_all_parts_that_follow(tmp_path, monke
     threading.Timer(3.0, os.kill, (os.getpid(), 2)).start()
     assert parts.perform((("info", 90), ("smoke", 90)), where) == 1
     assert begun == [90] and "info" in log.getvalue() and "1 wrong" in log.getvalue()
+
+
+def test_a_mistake_of_a_part_does_not_stop_the_next(tmp_path, monkeypatch):
+    log, begun = io.StringIO(), []
+
+    def broken(given, seconds):
+        raise KeyError("no such row")
+
+    monkeypatch.setattr(parts, "PARTS", {"smoke": parts.Part("", 9, broken), "speed": parts.Part("", 9, lambda given, seconds: begun.append(seconds) or 0)})
+    assert parts.perform((("smoke", 9), ("speed", 8)), setting.Setting("cpu", tmp_path, None, process.Log(log))) == 1
+    assert begun == [8] and "FAILED smoke" in log.getvalue() and "no such row" in log.getvalue() and "1 wrong" in log.getvalue()
 
 
 # --- smoke: a hang, a lost GPU, a process that dies -----------------------------------------------------------------------
@@ -174,6 +129,31 @@ def test_a_check_that_fails_or_loses_the_gpu(capsys):
     assert not usable and "illegal memory access" in line["text"]
 
 
+def test_expectations_of_the_head_stay_on_the_cpu(monkeypatch):
+    """On a device that is not the CPU's, though of no numbers: the fused head and all that it gets lie there, the plain head and its maps do not.
+
+    from_eager shares its parameters: on the CPU itself nothing moves, and a plain head that moves along with the fused one goes unseen.
+    """
+    monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)  # a parameter stays the same object, as on a GPU
+    head, called = room("gpu.checks.head"), []
+    original = head.gradients
+
+    def noted(module, features, dy, dbranches):
+        given = (*module.parameters(), *module.buffers(), *features, *(t for t in (dy, dbranches) if t is not None))
+        called.append({t.device.type for t in given})
+        return original(module, features, dy, dbranches)
+
+    monkeypatch.setattr(head, "gradients", noted)
+    ran = 0
+    for check in head.checks(torch.device("meta")):
+        called.clear()
+        with pytest.raises(NotImplementedError):  # what was computed there cannot be read
+            check.run()
+        assert called in ([], [{"meta"}, {"cpu"}]), (check.name, called)
+        ran += bool(called)
+    assert ran > 20
+
+
 # --- what a part leaves ---------------------------------------------------------------------------------------------------
 def test_a_record_is_whole_after_every_row(tmp_path):
     made = record.Record(tmp_path / "x/part.json", "speed", "cuda")
@@ -185,6 +165,23 @@ def test_a_record_is_whole_after_every_row(tmp_path):
     assert record.machine_line(data).startswith("made-up GPU at 1980 MHz, memory 3201 MHz, driver 580; torch 2.11.0, python 3.12; commit ")
     assert re.fullmatch(r"[0-9a-f]{10}\+?|unknown", data["commit"]) and [path.name for path in (tmp_path / "x").iterdir()] == ["part.json"]
     assert record.table([["a", 1], ["bcd", 22]], ["x", "y"]) == "x    y\na    1\nbcd  22"
+
+
+def test_a_record_takes_rows_from_several_threads(tmp_path):
+    """Those that read the output of programs which run at the same time."""
+    made, start = record.Record(tmp_path / "part.json", "smoke", "cuda"), threading.Barrier(8)
+
+    def write(worker):
+        start.wait()
+        for i in range(25):
+            made.add({"worker": worker, "i": i})
+            made.note(newest=worker)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write, worker) for worker in range(8)]:
+            done.result()
+    rows = json.loads((tmp_path / "part.json").read_text())["rows"]
+    assert sorted((row["worker"], row["i"]) for row in rows) == [(worker, i) for worker in range(8) for i in range(25)]
 
 
 def test_the_commit_is_the_kits_where_there_is_no_git(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def test_call_1_smoke_and_speed(rehearsed):
     assert {row["state"] for row in rows} <= {"ok", "skipped"}
     assert {row["group"] for row in rows} == {"head", "tap", "end", "launches", "triton", "large"} and len(rows) > 50
     found = read(out / "speed.json")
-    assert {"copy", "read", "launch", "head", "tap", "end"} == {row["what"] for row in found} and not any("failed" in row for row in found)
+    assert {"copy", "copy by a kernel", "read", "launch", "head", "tap", "end"} == {row["what"] for row in found} and not any("failed" in row for row in found)
     assert any(row.get("map") == "five boundaries" and row["pass"] == "backward" for row in found)
     assert "a rehearsal, no measurement" in said and (out / "log.txt").exists()
 

@@ -55,6 +55,17 @@ def test_make_targets_exist():
         assert re.search(rf"^(?:[\w-]+ )*{target}(?: [\w-]+)*:", makefile, re.MULTILINE), target
 
 
+def test_gpu_section_is_that_of_the_committed_results():
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        from pages import gpu_readme
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    text = gpu_readme.section(gpu_readme.FOLDER)
+    assert text.count("| vgg16") >= 4 and "NVIDIA" in text
+    assert gpu_readme.rewritten(README, text, (gpu_readme.BEGIN, gpu_readme.END)) == README, "run `make bench-readme`"
+
+
 def test_speed_section_is_that_of_the_committed_results():
     pytest.importorskip("matplotlib")
     sys.path.insert(0, str(ROOT / "bench"))

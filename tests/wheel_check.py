@@ -78,6 +78,7 @@ def main() -> None:
         "csrc/common/cuda/ptx.cuh",
         "setup.py",
         "cuda_build.py",
+        "old_glibc.py",
         "constraints.txt",
         "LICENSE",
         "tests/conftest.py",

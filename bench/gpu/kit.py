@@ -66,7 +66,8 @@ def make(folder: Path = KIT) -> Path:
         raise SystemExit(f"the kit takes {size >> 20} MiB, more than {MOST >> 20}: build for fewer GPUs (TORCH_CUDA_ARCH_LIST)")
     needed = max(glibc_needed(undefined(inside / name)) for name in LIBRARIES if (inside / name).exists())
     if needed > OLDEST_GLIBC:
-        raise SystemExit("the kit needs glibc {}.{}, newer than {}.{}: build it on an older system".format(*needed, *OLDEST_GLIBC))
+        said = "the kit needs glibc {}.{}, newer than {}.{}: build it where objcopy (binutils) is, or on an older system"
+        raise SystemExit(said.format(*needed, *OLDEST_GLIBC))
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "INTERFLOW_LIBRARIES")}
     ran = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, cwd=folder, env=environment)
     if ran.returncode != 0:

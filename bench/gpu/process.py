@@ -135,19 +135,24 @@ def run(
 
     running = [one(command) for command in commands if command.seconds > 0]
     ended: dict[str, Outcome] = {command.name: Outcome(command.name, "not begun, the time was spent", 0.0) for command in commands if command.seconds <= 0}
-    while len(ended) < len(commands):
-        try:
-            for process in running:
-                if process.command.name in ended:
-                    continue
-                if watch is not None:
-                    watch(process)
-                outcome = process.outcome()
-                if outcome is not None:
-                    ended[outcome.name] = outcome
-            time.sleep(STEP)
-        except KeyboardInterrupt:
-            say.interrupted = True
-            for process in running:
-                process.stop("interrupted")
+    try:
+        while len(ended) < len(commands):
+            try:
+                for process in running:
+                    if process.command.name in ended:
+                        continue
+                    if watch is not None:
+                        watch(process)
+                    outcome = process.outcome()
+                    if outcome is not None:
+                        ended[outcome.name] = outcome
+                time.sleep(STEP)
+            except KeyboardInterrupt:
+                say.interrupted = True
+                for process in running:
+                    process.stop("interrupted")
+    finally:
+        for process in running:  # those that an error here leaves behind
+            if process.command.name not in ended:
+                process.stop("an error of the program that started it", at_once=True)
     return [ended[command.name] for command in commands]

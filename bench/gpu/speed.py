@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from harness import goals, machine
 from harness.clock import call_turn, graph_turn, synchronize
+from harness.copying import COPY_BYTES, DRIVERS, KERNELS, copies
 from harness.gate import TOLERANCE, refuse_wrong
 from harness.inputs import cold_sets, feature_maps
 from harness.roofline import BOUNDARIES, HEAD_STAGES, RESNET_STAGES, EndShape, HeadShape, Map, TapShape, at_pixels
@@ -31,7 +32,6 @@ from .record import Record, machine_line, table
 
 BF16 = torch.bfloat16
 TURNS, MOST_SETS = 9, 64
-COPY = 512 << 20  # bytes
 AWAKE = 0.7  # seconds
 tap = torch.ops.interflow_kernels.stage_tap.default
 tap_backward = torch.ops.interflow_kernels.stage_tap_backward.default
@@ -63,11 +63,10 @@ def seconds(work: Work, device: torch.device) -> float:
 # --- what is timed --------------------------------------------------------------------------------------------------------
 def limits(device: torch.device) -> dict[str, Work]:
     """A copy of half a GiB by the driver and one by a kernel, a read of it, and the smallest launch."""
-    x = torch.empty((COPY if device.type == "cuda" else 1 << 20) // 4, device=device).uniform_()
+    x = torch.empty((COPY_BYTES if device.type == "cuda" else 1 << 20) // 4, device=device).uniform_()
     y, one = torch.empty_like(x), torch.zeros(1, device=device)
     return {
-        "copy": Work(lambda i: y.copy_(x), 1, 2 * x.nbytes),
-        "copy by a kernel": Work(lambda i: torch.neg(x, out=y), 1, 2 * x.nbytes),
+        **{name: Work(way, 1, 2 * x.nbytes) for name, way in copies(x, y).items()},
         "read": Work(lambda i: x.sum(), 1, x.nbytes),
         "launch": Work(lambda i: one.add_(1), 1, 0),
     }
@@ -225,7 +224,7 @@ def measured_limits(record: Record, device: torch.device) -> float:
             {"what": name, "us": 1e6 * taken, "bytes": moved, "gb_per_s": moved / taken / 1e9, **(machine.gpu_clocks() if device.type == "cuda" else {})}
         )
     print("limits: " + ", ".join(f"{name} {t * 1e6:.2f} us, {b / t / 1e9:.0f} GB/s" for name, (t, b) in found.items()), flush=True)
-    return max(found[name][1] / found[name][0] for name in ("copy", "copy by a kernel"))
+    return max(found[name][1] / found[name][0] for name in (DRIVERS, KERNELS))
 
 
 def awake(device: torch.device) -> None:

@@ -54,7 +54,7 @@ def files() -> list[str]:
 def command(suite: Suite, setting: Setting, seconds: float) -> Command:
     """pytest on the suite, failures in a line each; what it found also goes to SUITE.xml."""
     workers = ["-n", str(suite.workers)] if suite.workers and importlib.util.find_spec("xdist") else []
-    quiet = ["-q", "--disable-warnings", "-p", "no:cacheprovider", "-rfE", "--tb=line", f"--junitxml={found_in(suite, setting)}"]
+    quiet = ["-q", "--disable-warnings", "-p", "no:cacheprovider", "-p", "no:benchmark", "-rfE", "--tb=line", f"--junitxml={found_in(suite, setting)}"]
     more = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "INTERFLOW_BACKEND": "auto", **dict(suite.environment)}
     return Command(suite.name, [sys.executable, "-m", "pytest", *suite.arguments, *workers, *quiet], seconds, setting.environment(**more))
 

@@ -1,10 +1,10 @@
-"""Predicts every row of the GPU targets for an H100 and an H200 before either was at hand, and writes docs/gpu-model.md.
+"""Predicts every row of the GPU targets for an H100 and an H200, sets beside it what an H200 measured, and writes docs/gpu-model.md.
 
     make gpu-model                                    # writes the page
     PYTHONPATH=bench python -m gpu_model.page --check  # exit status 1 where the page is not what this makes
 
-The model is model.py; instruction counts are those of counts.json. A prediction is no measurement: the columns for
-measurements stay empty until there are some.
+The model is model.py; instruction counts are those of counts.json; measurements are read from the committed results
+(measured.py). The model's assumptions are not fitted to them.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_model import model
+from gpu_model.measured import Found, Measured, committed
 from gpu_model.model import GPUS, Gpu
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/gpu-model.md"
@@ -21,25 +22,41 @@ CONVOLUTIONS = 450e6  # FLOP a microsecond: what VGG-16's convolutions are assum
 VGG_FLOP = 30.69e9  # of the convolutions, an image at 224 pixels
 INTERIOR = 7_426_048  # outputs of convolutions inside stages, an image
 WIDTH = sum(channels for channels, _ in model.VGG_STAGES)
+REFUTED = 1.25
+"""A prediction is refuted where the time measured is so many times as long, or as short."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the page: microseconds on each GPU, and the share of what the bytes take at a copy's rate (or another ratio) with its target."""
+    """A line of the page: microseconds on each GPU, and the share of what the bytes take at a copy's rate (or another ratio) with its target.
+
+    predicted, microseconds: of each of GPUS, the last of which was measured; measured: there, None where it was not.
+    """
 
     number: str
     what: str
     target: str
     predicted: tuple[str, ...]
+    microseconds: float
     by: str
+    measured: Found | None = None
+    unit: str = ""
+
+    def ratio(self) -> float | None:
+        """Time measured over time predicted."""
+        return None if self.measured is None else self.measured.microseconds / self.microseconds
+
+    def refuted(self) -> bool:
+        ratio = self.ratio()
+        return ratio is not None and not 1 / REFUTED <= ratio <= REFUTED
 
 
-def shares(number: str, what: str, target: str, floor_bytes: float, times: list[model.Time]) -> Row:
+def shares(number: str, what: str, target: str, floor_bytes: float, times: list[model.Time], measured: Found | None) -> Row:
     cells = [f"{t.microseconds:.1f} us, {floor_bytes / gpu.copy / t.microseconds:.2f}" for gpu, t in zip(GPUS, times, strict=True)]
-    return Row(number, what, target, tuple(cells), times[-1].limit)
+    return Row(number, what, target, tuple(cells), times[-1].microseconds, times[-1].limit, measured)
 
 
-def head_rows() -> Iterator[Row]:
+def head_rows(found: Measured) -> Iterator[Row]:
     for number, batch, target in (
         ("1", 1, "<= 8.0 us"),
         ("2", 8, ">= 0.65, <= 17.5 us"),
@@ -49,15 +66,17 @@ def head_rows() -> Iterator[Row]:
     ):
         for layout in ("NHWC", "NCHW"):
             times = [model.head_time(gpu, batch, model.VGG_STAGES, 1000, layout == "NHWC") for gpu in GPUS]
-            yield shares(number, f"head forward, 224 px, {layout}, B = {batch}, K = 1000", target, model.head_bytes(batch, model.VGG_STAGES, 1000), times)
+            what, floor = f"head forward, 224 px, {layout}, B = {batch}, K = 1000", model.head_bytes(batch, model.VGG_STAGES, 1000)
+            yield shares(number, what, target, floor, times, found.head(batch, layout == "NHWC"))
     for batch, target in ((128, "<= 8 us"), (512, ">= 0.70"), (2048, ">= 0.88")):
         times = [model.head_time(gpu, batch, model.SMALL_STAGES, 10) for gpu in GPUS]
-        yield shares("5", f"head forward, 32 px, NHWC, B = {batch}, K = 10", target, model.head_bytes(batch, model.SMALL_STAGES, 10), times)
-    own = tuple(f"{model.head_backward_time(gpu, 32, WIDTH, 1000):.1f} us" for gpu in GPUS)
-    yield Row("6", "head backward, own kernels, B = 32, K = 1000", "<= 15 us, at most 3 launches, no map's bytes", own, "latency")
+        yield shares("5", f"head forward, 32 px, NHWC, B = {batch}, K = 10", target, model.head_bytes(batch, model.SMALL_STAGES, 10), times, None)
+    own = [model.head_backward_time(gpu, 32, WIDTH, 1000) for gpu in GPUS]
+    what, target = "head backward, own kernels, B = 32, K = 1000", "<= 15 us, at most 3 launches, no map's bytes"
+    yield Row("6", what, target, tuple(f"{us:.1f} us" for us in own), own[-1], "latency", found.head(32, True, backward=True))
 
 
-def tap_rows() -> Iterator[Row]:
+def tap_rows(found: Measured) -> Iterator[Row]:
     for number, layout, backward, target in (
         ("7", "NHWC", False, ">= 0.90"),
         ("8", "NHWC", True, ">= 0.88"),
@@ -67,7 +86,7 @@ def tap_rows() -> Iterator[Row]:
         for batch in (32, 128, 256):
             times = [model.taps_time(gpu, batch, layout == "NHWC", backward) for gpu in GPUS]
             what = f"tap {'backward' if backward else 'forward, training'}, five boundaries at 224 px, {layout}, B = {batch}"
-            yield shares(number, what, target, model.taps_bytes(batch), times)
+            yield shares(number, what, target, model.taps_bytes(batch), times, found.taps(batch, layout == "NHWC", backward))
 
 
 def network_times(gpu: Gpu, batch: int, training: bool) -> tuple[float, float]:
@@ -81,14 +100,15 @@ def network_times(gpu: Gpu, batch: int, training: bool) -> tuple[float, float]:
     return convolutions + inside + ours, convolutions + inside + plain
 
 
-def network_rows() -> Iterator[Row]:
-    extra = tuple(f"{model.head_tail_time(WIDTH):.1f} us" for _ in GPUS)
-    yield Row("11", "head on - head off where taps pool: one product", "<= 6 us", extra, "latency")
+def network_rows(found: Measured) -> Iterator[Row]:
+    extra = model.head_tail_time(WIDTH)
+    yield Row("11", "head on - head off where taps pool: one product", "<= 6 us", (f"{extra:.1f} us",) * len(GPUS), extra, "latency")
     for number, training, target in (("12", False, "<= 0.80"), ("13", True, "<= 0.85")):
         for batch in (32, 128):
             pairs = [network_times(gpu, batch, training) for gpu in GPUS]
             what = f"VGG-16 with Interflow against plain, eager, {'training step' if training else 'inference'}, NHWC, B = {batch}"
-            yield Row(number, what, target, tuple(f"{ours:.0f} us, {ours / plain:.2f}x" for ours, plain in pairs), "convolutions")
+            cells = tuple(f"{ours:.0f} us, {ours / plain:.2f}x" for ours, plain in pairs)
+            yield Row(number, what, target, cells, pairs[-1][0], "convolutions", found.network(batch, training), "x")
 
 
 NOT_TIMES = (
@@ -100,12 +120,47 @@ NOT_TIMES = (
 )
 
 
-def table(rows: Iterator[Row]) -> Iterator[str]:
-    names = [gpu.name for gpu in GPUS]
-    yield "| row | what | target | " + " | ".join(f"{n}, predicted | {n}, measured" for n in names) + " | what decides |"
-    yield "|---|---|---|" + "---|---|" * len(names) + "---|"
+def table(rows: list[Row]) -> Iterator[str]:
+    predicted = " | ".join(f"{gpu.name}, predicted" for gpu in GPUS)
+    yield f"| row | what | target | {predicted} | {GPUS[-1].name}, measured | measured / predicted | what decides |"
+    yield "|---|---|---|" + "---|" * len(GPUS) + "---|---|---|"
     for row in rows:
-        yield f"| {row.number} | {row.what} | {row.target} | " + " | ".join(f"{cell} | " for cell in row.predicted) + f" | {row.by} |"
+        ratio = row.ratio()
+        last = ("", "") if row.measured is None or ratio is None else (row.measured.cell(row.unit), f"{ratio:.2f}")
+        yield f"| {row.number} | {row.what} | {row.target} | {' | '.join((*row.predicted, *last))} | {row.by} |"
+
+
+WRONG = {
+    "latency": "what a launch costs before and behind its bytes is more, or less, than assumed below",
+    "bytes": "such a kernel does not move its bytes at the rate of a copy, or its last wave costs another time than assumed",
+    "instructions": "the instructions of a round are issued at another rate",
+    "convolutions": "convolutions run at another rate, or eager mode moves its bytes at another",
+}
+"""What a refuted row says is wrong, by what decides its prediction."""
+
+
+def refuted(rows: list[Row], found: Measured) -> Iterator[str]:
+    """The rows that came out otherwise, and what of the model each kind of them contradicts."""
+    measured, wrong = [row for row in rows if row.measured], [row for row in rows if row.refuted()]
+    yield from wrapped(
+        f"Refuted is a prediction where the time measured is {REFUTED} times as long, or as short: {len(wrong)} of the {len(measured)} rows that were measured."
+    )
+    for by in dict.fromkeys(row.by for row in wrong):
+        cases = "; ".join(f"{row.what} ({row.ratio():.2f})" for row in wrong if row.by == by)
+        yield from wrapped(f"**Decided by {by}: {WRONG[by]}.** Time measured over time predicted: {cases}.")
+    pairs = []
+    for batch in (32, 128):
+        for training in (False, True):
+            plain = found.network(batch, training, "plain")
+            if plain is not None:
+                pairs.append((f"{'training step' if training else 'inference'}, B = {batch}", plain.microseconds, network_times(GPUS[-1], batch, training)[1]))
+    if pairs:
+        cases = "; ".join(f"{what}: {us:.0f} us, {us / expected:.2f} times the model's {expected:.0f}" for what, us, expected in pairs)
+        yield from wrapped(
+            "**Plain VGG-16.** Rows 12 and 13 let eager mode move its bytes at a copy's rate. Where plain VGG-16 takes longer than that, Interflow gains more"
+            f" than predicted: {cases}."
+        )
+    yield from wrapped(f"**The copy.** Assumed {GPUS[-1].copy / 1e6:.1f} TB/s, measured {found.rate():.2f}, the faster of the driver's copy and a kernel's.")
 
 
 def against_eager() -> Iterator[str]:
@@ -127,19 +182,21 @@ def against_eager() -> Iterator[str]:
         yield f"| {number} | {what} | {target} | " + " | ".join(f"{r:.1f}x" for r in ratios) + " |"
 
 
-def boundaries() -> Iterator[str]:
+def boundaries(found: Measured) -> Iterator[str]:
     """Waves of each boundary, where a unit more than a whole number of them costs most."""
-    yield "| boundary | layout | units | waves of 396 blocks | forward, share | backward, share | what decides |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| boundary | layout | units | waves of 396 blocks | forward, share | measured | backward, share | measured | what decides |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     gpu = GPUS[-1]
     for channels, side in model.VGG_BOUNDARIES:
         for layout in ("NHWC", "NCHW"):
             units = model._C.tap_plan(32, channels, side, side, 2, True, layout == "NHWC").units
             forward, backward = (model.tap_time(gpu, 32, channels, side, layout == "NHWC", b) for b in (False, True))
             floor = model.tap_bytes(32, channels, side) / gpu.copy
+            there = [found.tap(32, channels, side, layout == "NHWC", b) for b in (False, True)]
+            seen = ["" if t is None else f"{t.share:.2f}" for t in there]
             yield (
-                f"| {channels} x {side} x {side} | {layout} | {units} | {units / 396:.2f} | {floor / forward.microseconds:.2f}"
-                f" | {floor / backward.microseconds:.2f} | {forward.limit} |"
+                f"| {channels} x {side} x {side} | {layout} | {units} | {units / 396:.2f} | {floor / forward.microseconds:.2f} | {seen[0]}"
+                f" | {floor / backward.microseconds:.2f} | {seen[1]} | {forward.limit} |"
             )
 
 
@@ -150,16 +207,27 @@ def wrapped(text: str) -> Iterator[str]:
 
 def page() -> str:
     copies = ", ".join(f"{gpu.copy / 1e6:.1f} TB/s for an {gpu.name}" for gpu in GPUS)
+    found = committed()
+    rows = [*head_rows(found), *tap_rows(found), *network_rows(found)]
     lines = [
-        "# What the CUDA kernels should take: a prediction",
+        "# What the CUDA kernels should take, and what they take",
         "",
         *wrapped(
-            "**Predicted, not measured.** No kernel of this package has run on a GPU. This page is made by `make gpu-model` from the launch"
-            " plans, from instructions counted in machine code (sm_90a) and from the assumptions below. It is here to be refuted: the empty columns are"
-            " for the first measurements, and where the two differ the model says which part of it was wrong."
+            "**Predicted by a model that was made before any kernel had run on a GPU.** `make gpu-model` makes this page from the launch plans, from"
+            " instructions counted in machine code (sm_90a) and from the assumptions below, which are not fitted to measurements. It is here to be refuted:"
+            " where the two differ the model says which part of it was wrong."
+        ),
+        *wrapped(
+            f"**Measured on an {found.about()}** (`bench/results/nvidia-h200/`): kernels in replayed graphs on inputs that no cache holds, shares of the copy"
+            " measured beside them; networks as eager calls. An empty cell was not measured."
         ),
         *wrapped(f"A prediction is a time, and the share of what the bytes alone take at the rate of a copy: {copies}."),
-        *table(row for rows in (head_rows(), tap_rows(), network_rows()) for row in rows),
+        *table(rows),
+        "",
+        "## What the measurement refuted",
+        "",
+        *refuted(rows, found),
+        "## What the rows leave out",
         "",
         *wrapped(
             "Rows 12 and 13 take plain VGG-16 as if eager mode moved its bytes at a copy's rate, which flatters it, and convolutions at"
@@ -186,7 +254,7 @@ def page() -> str:
         ),
         f"The taps' waves on an {GPUS[-1].name} at B = 32, bf16:",
         "",
-        *boundaries(),
+        *boundaries(found),
         "",
         "| assumed | us | what it is |",
         "|---|---|---|",

@@ -1,5 +1,6 @@
 """What torch.profiler says of a call: kernels on a GPU, operators on a CPU, with the operators that they ran in."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ from .clock import synchronize
 
 RANGES = ("Optimizer.", "ProfilerStep", "## Call ", "Torch-Compiled Region")
 """Beginnings of names of ranges, which the profiler repeats on the GPU's timeline beside the kernels that lie in them."""
+
+
+RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]")
+"""Calls of the GPU's runtime and driver. They number themselves, as operators do: one that runs in no operator would be given the kernels of the operator
+that has its number by chance."""
 
 
 def profiled(call: Callable[[int], Any], device: torch.device, calls: int = 1) -> list[Any]:
@@ -67,8 +73,9 @@ def _kernels(events: Sequence[Any]) -> Iterator[tuple[str, tuple[str, ...], int,
         total[0] += 1
         total[1] += event.time_range.elapsed_us()
     for event in events:
-        for kernel in event.kernels if event.device_type == torch.autograd.DeviceType.CPU else ():
-            if kernel.name in rest:
+        launches = event.device_type == torch.autograd.DeviceType.CPU and not RUNTIME.match(event.name)
+        for kernel in event.kernels if launches else ():
+            if rest.get(kernel.name, (0,))[0] > 0:
                 rest[kernel.name][0] -= 1
                 rest[kernel.name][1] -= kernel.duration
                 yield kernel.name, _chain(event), 1, kernel.duration

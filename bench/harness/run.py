@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from . import copying
 from .case import Case, Plan, Provider
 from .clock import REPLAY, call_turn, graph_turn, host_seconds, rotation
 from .gate import refuse_wrong, tensors
@@ -197,13 +198,10 @@ def limit_copy(sets: list[list[torch.Tensor]]) -> Provider:
 
 
 def device_limits(device: torch.device) -> dict[str, Provider]:
-    """On a GPU: a copy of half a GiB, the most bytes a second that it moves, and the smallest kernel, the least time a launch takes."""
-    x = torch.empty(COPY_BYTES // 4, device=device).uniform_()
+    """On a GPU: the faster copy of half a GiB, the most bytes a second that it moves, and the smallest kernel, the least time a launch takes."""
+    x = torch.empty(copying.COPY_BYTES // 4, device=device).uniform_()
     y, one = torch.empty_like(x), torch.zeros(1, device=device)
-    return {"copy": Provider(lambda i: y.copy_(x), "limit", bytes=2 * x.nbytes), "launch": Provider(lambda i: one.add_(1), "limit")}
-
-
-COPY_BYTES = 512 << 20
+    return {"copy": Provider(copying.faster_copy(x, y), "limit", bytes=2 * x.nbytes), "launch": Provider(lambda i: one.add_(1), "limit")}
 
 
 def as_words(x: torch.Tensor) -> torch.Tensor:

@@ -56,11 +56,12 @@ def _line(results: Results, row: Row) -> str:
     return f"| {row['case']}, against {over} | {ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}] | {last} |"
 
 
-def rewritten(readme: str, new: str) -> str:
-    """The README with its marked section replaced; ValueError where the marks are missing."""
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md must have {BEGIN} and {END}")
-    return readme[: readme.index(BEGIN)] + new + readme[readme.index(END) + len(END) :]
+def rewritten(readme: str, new: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """The README with the section between the marks replaced; ValueError where they are missing."""
+    begin, end = marks
+    if begin not in readme or end not in readme:
+        raise ValueError(f"README.md must have {begin} and {end}")
+    return readme[: readme.index(begin)] + new + readme[readme.index(end) + len(end) :]
 
 
 def main(folder: str) -> None:

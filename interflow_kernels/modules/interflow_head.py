@@ -364,6 +364,8 @@ class FusedInterflowHead(InterflowHead):
     def from_eager(cls, head: InterflowHead) -> "FusedInterflowHead":
         """The fused head with the parameters of `head`: the same tensors, so both train together.
 
+        What moves or casts one in place, such as .to(device), does so to the other: pass copy.deepcopy(head) for a head of its own.
+
         Parametrizations, weight_norm, spectral_norm and pruning go along; other hooks stay with `head`. Raises TypeError for anything but a head.
         """
         if not isinstance(head, InterflowHead):
@@ -372,6 +374,8 @@ class FusedInterflowHead(InterflowHead):
 
     def to_eager(self) -> InterflowHead:
         """The plain PyTorch head with the parameters of this one: the same tensors, so both train together.
+
+        What moves or casts one in place, such as .to(device), does so to the other: take copy.deepcopy(head).to_eager() for a head of its own.
 
         Parametrizations, weight_norm, spectral_norm and pruning go along; other hooks stay with this module.
         """

@@ -121,14 +121,15 @@ def _upstream(
     cols = k.to(tl.int64)[None, :]
     inside = (b < batch)[:, None] & (k < K)[None, :]
     if dscores is not None:
-        return tl.load(dscores + (rows * N + i) * K + cols, mask=inside, other=0.0)
-    found = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
-    if dy is not None:
-        found = to_fp32(tl.load(dy + rows * DY[0] + cols * DY[1], mask=inside, other=0.0))
-        if not SCALED:
-            found = weighted(found, attention_weight, i, k, MODE, N, N2, K)
-    if dbranches is not None:
-        found += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + cols * DZ[2], mask=inside, other=0.0))
+        found = tl.load(dscores + (rows * N + i) * K + cols, mask=inside, other=0.0)
+    else:
+        found = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
+        if dy is not None:
+            found = to_fp32(tl.load(dy + rows * DY[0] + cols * DY[1], mask=inside, other=0.0))
+            if not SCALED:
+                found = weighted(found, attention_weight, i, k, MODE, N, N2, K)
+        if dbranches is not None:
+            found += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + cols * DZ[2], mask=inside, other=0.0))
     return found
 
 
@@ -220,7 +221,7 @@ def head_gradients(
                 da += to_fp32(tl.load(bias + i * K + k, mask=leading, other=0.0)) * upstream
             tl.store(sums + t.to(tl.int64) * K + k, da, mask=in_k)
             tl.store(sums + TILES * K + k, upstream, mask=in_k & (k * 0 + t == 0))
-    else:
+    elif dpooled is not None:
         # dp
         b = other * IMAGES + tl.arange(0, IMAGES)
         dp = tl.zeros([IMAGES, WIDE], tl.float32)

@@ -215,8 +215,9 @@ def test_other_signatures_to_machine_code(name):
     """As far as the GPU's own code, of tensors that are aligned and of such that are not."""
     with recorded() as launches:
         OTHERS[name]()
-    for launch, aligned in product(launches, YES_NO):
-        compiled(launch, TARGETS["sm_90"], aligned)
+    for launch in launches:
+        for unaligned in ((), launch.kernel.arg_names):
+            compiled(launch, TARGETS["sm_90"], unaligned)
 
 
 # --- what the compiler makes of a sum -----------------------------------------------------------------------------------------
@@ -226,6 +227,34 @@ def test_a_sum_over_more_than_two_is_seen():
         backward("gated", True, False, True, True, [0], (True, True, True))
     scores = next(launch for launch in launches if launch.kernel.__name__ == "head_scores")
     assert max(orders(translated(scores, TARGETS["sm_90"]))) > 2
+
+
+def layouts(text):
+    """Of each sum over more than two numbers of fp32: axis, shape, and which thread holds which of them."""
+    names, found = dict(re.findall(r"^(#\w+) = (.*)$", text, re.M)), []
+    for piece in text.split('"tt.reduce"')[1:]:
+        axis, body, shape, layout = re.search(r"<\{axis = (\d) : i32.*?\}> \(\{(.*?)\}\) : \(tensor<((?:\d+x)+)\w+, (.*?)>\) ->", piece, re.S).groups()
+        if "arith.addf" in body and int(shape.split("x")[int(axis)]) > 2:
+            found.append((axis, shape, re.sub(r"#\w+", lambda name: names.get(name[0], name[0]), layout)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["nxn", "classwise", "gated"])
+def test_sums_of_own_memory_have_one_order(attention):
+    """Their layout does not depend on the strides and the alignment of what a caller gives."""
+    found = []
+    for dy in (empty(2, CLASSES), strided(2, CLASSES), empty(CLASSES, 2).t(), empty(1, CLASSES).expand(2, CLASSES)):
+        with recorded() as launches:
+            given = dy, empty(2, 2, CLASSES), empty(2, 56, dtype=FP32), *parameters(attention, True, True)
+            interflow_head_backward(*given, attention, WIDTHS, [0], True, True, True)
+        for launch, unaligned in product(launches, ((), ("dy", "dbranches", "weight", "bias"))):
+            if launch.kernel.__name__ in OF_OWN_MEMORY:
+                found.append((launch.kernel.__name__, layouts(compiled(launch, TARGETS["sm_90"], unaligned).asm["ttgir"])))
+    for name in OF_OWN_MEMORY:
+        each = [each for kernel, each in found if kernel == name]
+        assert all(e == each[0] for e in each), name
+    assert any(each for _, each in found) or attention == "classwise"
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)

@@ -38,7 +38,7 @@ def recorded(target="sm_90"):
         yield launches
 
 
-def _source(launch, target, aligned):
+def _source(launch, target, unaligned):
     parameters = launch.kernel.params
     values = [*launch.arguments, *launch.constants]
     assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
@@ -49,21 +49,24 @@ def _source(launch, target, aligned):
             constants[(i,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]] * aligned + [["tt.pointer_range", 32]] * (target.backend == "hip")
+            attributes[(i,)] = [["tt.divisibility", 16]] * (parameter.name not in unaligned) + [["tt.pointer_range", 32]] * (target.backend == "hip")
         else:
             signature[parameter.name] = "i32"
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def compiled(launch, target, aligned=True):
-    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them, and on AMD in memory within 2 GiB."""
+def compiled(launch, target, unaligned=()):
+    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them, and on AMD in memory within 2 GiB.
+
+    unaligned: names of arguments whose tensors begin elsewhere, as views may.
+    """
     chosen = options(target.backend, target.warp_size, launch.warps, launch.stages)
-    return triton.compile(_source(launch, target, aligned), target=target, options=chosen)
+    return triton.compile(_source(launch, target, unaligned), target=target, options=chosen)
 
 
 def translated(launch, target):
     """Triton's first intermediate representation of the kernel, as text: all that can fail in the kernel's own source, in a tenth of the time."""
-    backend, source, context = make_backend(target), _source(launch, target, True), ir.context()
+    backend, source, context = make_backend(target), _source(launch, target, ()), ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     chosen = backend.parse_options(options(target.backend, target.warp_size, launch.warps, launch.stages))

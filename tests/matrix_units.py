@@ -23,17 +23,19 @@ def _exponents(x: np.ndarray) -> np.ndarray:
 
 def multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a [M, K] b [K, N] + c [M, N], all fp32, a and b of bf16 numbers. Where infinities or NaN take part, in fp32's own arithmetic."""
+    special = not all(np.isfinite(t).all() for t in (a, b, c))
     for first in range(0, a.shape[1], COLUMNS):
-        x, y = (t.astype(np.float64) for t in (a[:, first : first + COLUMNS], b[first : first + COLUMNS]))
-        terms = x[:, :, None] * y[None]
-        plain = terms.sum(1) + c
-        finite = np.isfinite(plain)
-        x, y, held = (np.where(np.isfinite(t), t, 0.0) for t in (x, y, c.astype(np.float64)))
-        terms = x[:, :, None] * y[None]
-        largest = np.maximum((_exponents(x)[:, :, None] + _exponents(y)[None]).max(1), _exponents(held))
+        x, y, held = (t.astype(np.float64) for t in (a[:, first : first + COLUMNS], b[first : first + COLUMNS], c))
+        if special:
+            plain = (x[:, :, None] * y[None]).sum(1) + held
+            x, y, held = (np.where(np.isfinite(t), t, 0.0) for t in (x, y, held))
+        exponents = _exponents(x)[:, :, None] + _exponents(y)[None]
+        largest = np.maximum(exponents.max(1), _exponents(held))
         unit = np.ldexp(1.0, np.maximum(largest - 23 - EXTRA_BITS, -160))
-        total = (np.trunc(terms / unit[:, None]).sum(1) + np.trunc(held / unit)) * unit
+        terms = x[:, :, None] * y[None]
+        terms /= unit[:, None]
+        total = (np.trunc(terms, out=terms).sum(1) + np.trunc(held / unit)) * unit
         rounded = total.astype(np.float32)
         cut = np.where(np.abs(rounded.astype(np.float64)) > np.abs(total), np.nextafter(rounded, np.float32(0)), rounded)
-        c = np.where(finite, cut, plain.astype(np.float32))
+        c = np.where(np.isfinite(plain), cut, plain.astype(np.float32)) if special else cut
     return c

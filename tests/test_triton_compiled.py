@@ -169,7 +169,8 @@ def test_gradients_of_half_precision_weights(dtype, target):
 
 # Of 16 stages' gates: what leaves as many waves on a SIMD, or warps on a multiprocessor, as the fewest registers that any version of Triton found.
 # gfx942 has 512 a lane, two waves from 171 to 256 each (Triton 3.9: 202, 3.8: 226).
-OF_SIXTEEN = {"sm_90": 208, "gfx942": 256, "gfx1100": 208}
+# gfx1100 takes 244 for the tail since its products are compensated, up to 208 before.
+OF_SIXTEEN = {"sm_90": 208, "gfx942": 256, "gfx1100": 248}
 
 
 @pytest.mark.parametrize("target", ALL)

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from interflow_kernels.triton import tiles
 from interflow_kernels.triton.common.launch import noted, options
@@ -37,8 +38,7 @@ def recorded(target="sm_90"):
         yield launches
 
 
-def compiled(launch, target):
-    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them, and on AMD in memory within 2 GiB."""
+def _source(launch, target, unaligned):
     parameters = launch.kernel.params
     values = [*launch.arguments, *launch.constants]
     assert len(parameters) == len(values), (launch.kernel, len(parameters), len(values))
@@ -49,11 +49,28 @@ def compiled(launch, target):
             constants[(i,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]] + [["tt.pointer_range", 32]] * (target.backend == "hip")
+            attributes[(i,)] = [["tt.divisibility", 16]] * (parameter.name not in unaligned) + [["tt.pointer_range", 32]] * (target.backend == "hip")
         else:
             signature[parameter.name] = "i32"
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=options(target.backend, target.warp_size, launch.warps, launch.stages))
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compiled(launch, target, unaligned=()):
+    """What Triton would compile for this launch, its tensors 16-byte aligned as an allocator gives them, and on AMD in memory within 2 GiB.
+
+    unaligned: names of arguments whose tensors begin elsewhere, as views may.
+    """
+    chosen = options(target.backend, target.warp_size, launch.warps, launch.stages)
+    return triton.compile(_source(launch, target, unaligned), target=target, options=chosen)
+
+
+def translated(launch, target):
+    """Triton's first intermediate representation of the kernel, as text: all that can fail in the kernel's own source, in a tenth of the time."""
+    backend, source, context = make_backend(target), _source(launch, target, ()), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    chosen = backend.parse_options(options(target.backend, target.warp_size, launch.warps, launch.stages))
+    return str(source.make_ir(target, chosen, backend.get_codegen_implementation(chosen), backend.get_module_map(), context))
 
 
 def runtime_arguments(launch):

@@ -25,7 +25,7 @@ from .record import Record, machine_line, table
 
 NAMES = ("Interflow fused", "plain", "Interflow naive")
 SECONDS = 1.5  # of timing a cell
-NEEDED = {False: 6.0, True: 75.0}  # seconds that a cell takes, a guess: eager, compiled
+NEEDED = {False: 6.0, True: 45.0}  # seconds that a cell takes, a guess: eager, compiled
 SHOWN = 3  # calls that the profile of a compiled network sees
 
 

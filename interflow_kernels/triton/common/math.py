@@ -64,32 +64,53 @@ def _mma(a, b):
 
 
 @triton.jit
-def product(a, b, SPLIT: tl.constexpr):
-    """a [M, K] in fp32 times b [K, N] in fp32, bf16 or fp16, with the error of fp32: as it is, or on bf16 matrix units (SPLIT).
+def _product_in_parts(a, b):
+    """a [M, K] in fp32 times b [K, N] in fp32, bf16 or fp16, on bf16 matrix units: what lies below the largest parts' product, and that product.
 
-    In parts: a number of fp32 is three of bf16, one of fp16 two, one of bf16 one: a = a0 + a1 + a2, b likewise. Of the nine products three
-    are below fp32's last bit. An infinity stands in a0 or b0 alone and meets only the other's largest part, NaN likewise. Small
-    products are added first, and nothing is carried over from another call: matrix units cut off where they add.
+    A number of fp32 is three of bf16, one of fp16 two, one of bf16 one: a = a0 + a1 + a2, b likewise. Of the nine products three are
+    below fp32's last bit. An infinity stands in a0 or b0 alone and meets only the other's largest part, NaN likewise.
     """
-    if not SPLIT:
-        return tl.dot(a, to_fp32(b), input_precision="ieee")
     a0, rest = _part(a)
     a1, rest = _part(rest)
     a2 = from_fp32(rest, tl.bfloat16)
     if b.dtype == tl.bfloat16:
         b_finite = from_fp32(_finite(to_fp32(b)), tl.bfloat16)
         small = _mma(a2, b_finite) + _mma(a1, b_finite)
-        return small + _mma(a0, b)
-    b0, rest = _part(to_fp32(b))
-    b1 = from_fp32(rest, tl.bfloat16)
-    a0_finite = from_fp32(_finite(to_fp32(a0)), tl.bfloat16)
-    b0_finite = from_fp32(_finite(to_fp32(b0)), tl.bfloat16)
-    small = _mma(a1, b1) + _mma(a2, b0_finite)
-    if b.dtype == tl.float32:
-        b2 = from_fp32(rest - to_fp32(b1), tl.bfloat16)
-        small += _mma(a0_finite, b2)
-    small += _mma(a1, b0_finite) + _mma(a0_finite, b1)
-    return small + _mma(a0, b0)
+        large = _mma(a0, b)
+    else:
+        b0, rest = _part(to_fp32(b))
+        b1 = from_fp32(rest, tl.bfloat16)
+        a0_finite = from_fp32(_finite(to_fp32(a0)), tl.bfloat16)
+        b0_finite = from_fp32(_finite(to_fp32(b0)), tl.bfloat16)
+        small = _mma(a1, b1) + _mma(a2, b0_finite)
+        if b.dtype == tl.float32:
+            b2 = from_fp32(rest - to_fp32(b1), tl.bfloat16)
+            small += _mma(a0_finite, b2)
+        small += _mma(a1, b0_finite) + _mma(a0_finite, b1)
+        large = _mma(a0, b0)
+    return small, large
+
+
+@triton.jit
+def add_product(total, lost, a, b, SPLIT: tl.constexpr):
+    """total + a b, and the sum of what the additions lost (Fast2Sum), for `completed`. a b as it is, or on bf16 matrix units (SPLIT).
+
+    Matrix units cut off where they add, always towards zero: the product of the largest parts, two of 8 bits each, begins at zero there,
+    so that little is cut off, and is added here, rounded. Written with differences, as Triton has the units add what stands in `a b + c`.
+    """
+    if SPLIT:
+        small, large = _product_in_parts(a, b)
+        negative = small * -1.0 - large
+    else:
+        negative = tl.dot(a * -1.0, to_fp32(b), input_precision="ieee")
+    new = total - negative
+    return new, lost + ((total - new) - negative)
+
+
+@triton.jit
+def completed(total, lost):
+    """The sum of products with what its additions lost; where the sum is no finite number nothing is known of that."""
+    return total + _finite(lost)
 
 
 @triton.jit
@@ -98,11 +119,41 @@ def unknown(n, positive):
     return tl.where(positive > 0, n, 0)
 
 
+# --- sums over a tile ----------------------------------------------------------------------------------------------------
+# In pairs, as written here: of a sum over more than two, tl.sum chooses the order by the threads that hold the numbers, and so by the
+# strides and the alignment of what was loaded. Adding equal numbers in pairs is exact, a chain of them rounds each time the same way.
+@triton.jit
+def sum_to_sixteen_rows(x):
+    """x [M, N] -> [16, N], or as it is where it has no more rows. By halves: a tile's rows are spread so that these lie in one thread."""
+    for _ in tl.static_range(12):
+        if x.shape[0] > 16:
+            x = tl.sum(tl.reshape(x, [2, x.shape[0] // 2, x.shape[1]]), axis=0)
+    return x
+
+
 @triton.jit
 def sum_of_rows(x):
-    """x [M, N] -> [N], by a tree. The interpreter's own sum over rows is a chain, which rounds a long sum of equal numbers each time the same way."""
-    if INTERPRETED:
-        for _ in tl.static_range(12):
-            if x.shape[0] > 1:
-                x = tl.sum(tl.reshape(x, [x.shape[0] // 2, 2, x.shape[1]]), axis=1)
-    return tl.sum(x, axis=0)
+    """x [M, N] -> [N]. The last sixteen rows by neighbours, which lie in one warp."""
+    x = sum_to_sixteen_rows(x)
+    for _ in tl.static_range(4):
+        if x.shape[0] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0] // 2, 2, x.shape[1]]), axis=1)
+    return tl.reshape(x, [x.shape[1]])
+
+
+@triton.jit
+def sum_of_columns(x):
+    """x [M, N] -> [M]. Four neighbours first, which lie in one thread, then halves: a tile's columns are spread so."""
+    for _ in tl.static_range(2):
+        if x.shape[1] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]), axis=2)
+    for _ in tl.static_range(12):
+        if x.shape[1] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), axis=1)
+    return tl.reshape(x, [x.shape[0]])
+
+
+@triton.jit
+def sum_of_all(x):
+    """x [N], a number."""
+    return tl.sum(sum_of_columns(tl.reshape(x, [1, x.shape[0]])), axis=0)

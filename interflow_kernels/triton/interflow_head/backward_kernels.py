@@ -13,7 +13,7 @@ dM_ij = sum ds_i z_j, dc_i = sum ds_i. Every sum has one order, that of dp does 
 import triton
 import triton.language as tl
 
-from ..common.math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
+from ..common.math import add_exactly, add_product, completed, from_fp32, sum_of_columns, sum_of_rows, sum_to_sixteen_rows, to_fp32, unknown
 from .forward_kernels import branch_scores, gate_argument, gated
 from .linear_kernels import CLASSWISE, FOLDED, GATED, NXN, weighted
 
@@ -121,14 +121,15 @@ def _upstream(
     cols = k.to(tl.int64)[None, :]
     inside = (b < batch)[:, None] & (k < K)[None, :]
     if dscores is not None:
-        return tl.load(dscores + (rows * N + i) * K + cols, mask=inside, other=0.0)
-    found = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
-    if dy is not None:
-        found = to_fp32(tl.load(dy + rows * DY[0] + cols * DY[1], mask=inside, other=0.0))
-        if not SCALED:
-            found = weighted(found, attention_weight, i, k, MODE, N, N2, K)
-    if dbranches is not None:
-        found += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + cols * DZ[2], mask=inside, other=0.0))
+        found = tl.load(dscores + (rows * N + i) * K + cols, mask=inside, other=0.0)
+    else:
+        found = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
+        if dy is not None:
+            found = to_fp32(tl.load(dy + rows * DY[0] + cols * DY[1], mask=inside, other=0.0))
+            if not SCALED:
+                found = weighted(found, attention_weight, i, k, MODE, N, N2, K)
+        if dbranches is not None:
+            found += to_fp32(tl.load(dbranches + rows * DZ[0] + i * DZ[1] + cols * DZ[2], mask=inside, other=0.0))
     return found
 
 
@@ -194,14 +195,17 @@ def head_gradients(
         in_k = k < K
         leading = in_k & (k * 0 + leads == 1)
         total = tl.zeros([CLASSES, WIDE], tl.float32)
-        upstream = tl.zeros([CLASSES], tl.float32)
-        lost = tl.zeros([CLASSES], tl.float32)
+        missing = tl.zeros([CLASSES, WIDE], tl.float32)
+        upstream = tl.zeros([16, CLASSES], tl.float32)
+        lost = tl.zeros([16, CLASSES], tl.float32)
         for start in range(0, batch, IMAGES):
             b = start + tl.arange(0, IMAGES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, SCALED)
             p = tl.load(pooled + b.to(tl.int64)[:, None] * D + d[None, :], mask=(b < batch)[:, None] & in_d, other=0.0)
-            total += product(tl.trans(g), p, SPLIT)
-            upstream, lost = add_exactly(upstream, lost, sum_of_rows(g))
+            total, missing = add_product(total, missing, tl.trans(g), p, SPLIT)
+            upstream, lost = add_exactly(upstream, lost, sum_to_sixteen_rows(g))
+        upstream = sum_of_rows(upstream)
+        total = completed(total, missing)
         at = k.to(tl.int64)[:, None] * D + d[None, :]
         if dweight is not None:
             dw = total
@@ -215,20 +219,22 @@ def head_gradients(
             tl.store(dbias + i * K + k, from_fp32(db, dbias.dtype.element_ty), mask=leading)
         if sums is not None:
             w = to_fp32(tl.load(weight + at, mask=in_k[:, None] & in_d, other=0.0))
-            da = tl.sum(w * total, axis=1)
+            da = sum_of_columns(w * total)
             if bias is not None:
                 da += to_fp32(tl.load(bias + i * K + k, mask=leading, other=0.0)) * upstream
             tl.store(sums + t.to(tl.int64) * K + k, da, mask=in_k)
             tl.store(sums + TILES * K + k, upstream, mask=in_k & (k * 0 + t == 0))
-    else:
+    elif dpooled is not None:
         # dp
         b = other * IMAGES + tl.arange(0, IMAGES)
         dp = tl.zeros([IMAGES, WIDE], tl.float32)
+        missing = tl.zeros([IMAGES, WIDE], tl.float32)
         for start in range(0, needed * K, CLASSES):
             k = start + tl.arange(0, CLASSES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, False)
             w = tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0)
-            dp += product(g, w, SPLIT)
+            dp, missing = add_product(dp, missing, g, w, SPLIT)
+        dp = completed(dp, missing)
         tl.store(dpooled + b.to(tl.int64)[:, None] * D + d[None, :], dp, mask=(b < batch)[:, None] & in_d)
 
 

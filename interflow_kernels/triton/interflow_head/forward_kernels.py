@@ -12,7 +12,7 @@ launches, without counters or barriers between programs.
 import triton
 import triton.language as tl
 
-from ..common.math import add_exactly, from_fp32, product, sum_of_rows, to_fp32, unknown
+from ..common.math import add_exactly, add_product, completed, from_fp32, sum_of_rows, to_fp32, unknown
 from .linear_kernels import GATED, linear_offset, weighted
 
 STAGE_FIELDS: tl.constexpr = tl.constexpr(16)  # of a stage in STAGES, in the order of pool_unit's constants
@@ -179,10 +179,12 @@ def branch_scores(
 ):
     """z_i of a tile of images and classes, from pooled."""
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
+    rest = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
     for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
-        z += product(pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D), tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
-    return with_bias(z, bias, k, STAGE, K)
+        p = pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D)
+        z, rest = add_product(z, rest, p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
+    return with_bias(completed(z, rest), bias, k, STAGE, K)
 
 
 @triton.jit
@@ -258,6 +260,7 @@ def _finished_scores(
     """p_i W_i^T of a tile of images and classes. Completes pooled: from the feature x itself, or from sums of parts."""
     rows = b.to(tl.int64)[:, None]
     z = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
+    rest = tl.zeros([b.shape[0], k.shape[0]], tl.float32)
     for first in range(0, unknown(WIDTH, batch), STEP):
         d = first + tl.arange(0, STEP)
         inside = (b < batch)[:, None] & (d < WIDTH)[None, :]
@@ -273,8 +276,8 @@ def _finished_scores(
             p = pooled_tile(pooled, b, d, batch, COLUMN, WIDTH, D)
         if (DIRECT or PARTS > 1) and tile == 0:
             tl.store(pooled + rows * D + COLUMN + d[None, :], p, mask=inside)
-        z += product(p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
-    return z
+        z, rest = add_product(z, rest, p, tl.trans(weight_tile(weight, k, d, COLUMN, WIDTH, D, K)), SPLIT)
+    return completed(z, rest)
 
 
 @triton.jit(do_not_specialize=["batch"])

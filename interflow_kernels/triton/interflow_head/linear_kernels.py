@@ -6,7 +6,7 @@ y[b,k] = sum_i A_ik z_i[b,k] + c_k      "nxn": A_ik = sum_j M_ji, for all its ou
 import triton
 import triton.language as tl
 
-from ..common.math import to_fp32
+from ..common.math import sum_of_all, to_fp32
 
 HARD: tl.constexpr = tl.constexpr(0)  # also 1xn: y = sum_i w_i z_i (+ c)
 NXN: tl.constexpr = tl.constexpr(1)
@@ -37,7 +37,7 @@ def _mixed(z, matrix, i, N: tl.constexpr, N2: tl.constexpr):
     """
     j = tl.arange(0, N2)
     column = to_fp32(tl.load(matrix + j * N + i, mask=j < N, other=0.0))
-    a = tl.sum(column, axis=0)
+    a = sum_of_all(column)
     lowest = tl.min(tl.where(j < N, column, float("inf")), axis=0)
     highest = tl.max(tl.where(j < N, column, -float("inf")), axis=0)
     of_infinite = tl.where((lowest > 0.0) | (highest < 0.0), a, float("nan"))
@@ -72,7 +72,7 @@ def linear_offset(attention_bias, k, MODE: tl.constexpr, N: tl.constexpr, N2: tl
         c = to_fp32(tl.load(attention_bias + k, mask=k < K, other=0.0))
     elif MODE == NXN:
         j = tl.arange(0, N2)
-        c = tl.zeros([k.shape[0]], tl.float32) + tl.sum(to_fp32(tl.load(attention_bias + j, mask=j < N, other=0.0)), axis=0)
+        c = tl.zeros([k.shape[0]], tl.float32) + sum_of_all(to_fp32(tl.load(attention_bias + j, mask=j < N, other=0.0)))
     else:
         c = tl.zeros([k.shape[0]], tl.float32) + to_fp32(tl.load(attention_bias))
     return c

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..common.maps import gradient_of_mean, index, on_grid_of, planes_of_program
-from ..common.math import add_exactly, from_fp32
+from ..common.math import add_exactly, from_fp32, sum_of_columns
 from .kernels import ended, gradient, offsets
 
 
@@ -53,7 +53,7 @@ def end_planes(
         x = ended(x, s, r, inside, RELU)
         tl.store(v + plane * (H * W) + i[None, :], from_fp32(x, v.dtype.element_ty), mask=inside)
         total, lost = add_exactly(total, lost, x)
-    tl.store(p + image * C + c, tl.div_rn(tl.sum(total, axis=1), H * W * 1.0), mask=c < C)
+    tl.store(p + image * C + c, tl.div_rn(sum_of_columns(total), H * W * 1.0), mask=c < C)
 
 
 @triton.jit
@@ -107,4 +107,4 @@ def end_planes_backward(
         if dshift is not None:
             total, lost = add_exactly(total, lost, d)
     if dshift is not None:
-        tl.store(dshift + image * C + c, tl.sum(total, axis=1), mask=c < C)
+        tl.store(dshift + image * C + c, sum_of_columns(total), mask=c < C)

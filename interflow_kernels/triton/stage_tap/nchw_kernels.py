@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..common.maps import gradient_of_mean, index, on_grid_of, planes_of_program
-from ..common.math import add_exactly, from_fp32, to_fp32
+from ..common.math import add_exactly, from_fp32, sum_of_columns, to_fp32
 from .kernels import gradients, packed, passes_by, rectified, unpacked, window, windows
 
 
@@ -78,7 +78,7 @@ def tap_planes(
                 q = first // 8 + tl.arange(0, COLS // 8)
                 tl.store(mask + plane * BYTES + q[None, :], packed(passes_by(v, 1), ROWS, COLS // 8), mask=in_c & (q < BYTES)[None, :])
         total, lost = add_exactly(total, lost, v)
-    tl.store(p + image * C + c, tl.div_rn(tl.sum(total, axis=1), H * W * 1.0), mask=c < C)
+    tl.store(p + image * C + c, tl.div_rn(sum_of_columns(total), H * W * 1.0), mask=c < C)
 
 
 @triton.jit
@@ -134,4 +134,4 @@ def tap_planes_backward(
         if dshift is not None:
             total, lost = add_exactly(total, lost, d)
     if dshift is not None:
-        tl.store(dshift + image * C + c, tl.sum(total, axis=1), mask=c < C)
+        tl.store(dshift + image * C + c, sum_of_columns(total), mask=c < C)

@@ -116,10 +116,10 @@ def test_head(attention):
     assert len(seen) >= 8
 
 
-def backward(attention, dy, dz, bias, offset, stages, needs, dtype=BF16, batch=2):
-    given = when(dy, empty(batch, CLASSES, dtype=dtype)), when(dz, empty(batch, len(WIDTHS), CLASSES, dtype=dtype))
+def backward(attention, dy, dz, bias, offset, stages, needs, dtype=BF16, batch=2, classes=CLASSES):
+    given = when(dy, empty(batch, classes, dtype=dtype)), when(dz, empty(batch, len(WIDTHS), classes, dtype=dtype))
     pooled = empty(batch, sum(WIDTHS), dtype=FP32)
-    return interflow_head_backward(*given, pooled, *parameters(attention, bias, offset, dtype), attention, WIDTHS, stages, *needs)
+    return interflow_head_backward(*given, pooled, *parameters(attention, bias, offset, dtype, classes=classes), attention, WIDTHS, stages, *needs)
 
 
 EVERY_NEED = list(product(YES_NO, repeat=3))
@@ -140,6 +140,15 @@ def test_gradients(attention):
     """No bias, no offset; either upstream gradient; maps, parameters or both frozen."""
     both = [(dy, dz, True, True, case) for dy, dz in ((True, False), (True, True), (False, True)) for case in SOME]
     assert len(check_gradients(attention, [*both, (True, False, False, False, SOME[0]), (True, True, False, False, SOME[0])])) >= 10
+
+
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+def test_gradients_by_tiles_of_other_sizes(classes):
+    """A name that both branches of a kernel give a value must have one shape in both: tiles of classes and of images differ here."""
+    seen = set()
+    for attention, batch, dtype in (("classwise", 2, BF16), ("nxn", 40, FP32), ("gated", 300, BF16)):
+        check(seen, backward, attention, True, True, True, True, [0, 1], (True, True, True), dtype, batch, classes)
+    assert len(seen) >= 6
 
 
 @pytest.mark.slow

@@ -26,8 +26,6 @@ void load(void* value, const void* p, int bytes, Cached cached);
 void store(void* p, const void* value, int bytes);
 // The copy is made where it is waited for; until then nobody has written what it goes to.
 void copy_async(void* to, const void* from, int bytes);
-void end_group_of_copies();
-void wait_for_groups_but(int later);
 void wait_for_copies();
 uint32_t atomic_add(uint32_t* p, uint32_t add, bool acquire, bool release);
 uint32_t atomic_exchange(uint32_t* p, uint32_t value, bool acquire, bool release);

@@ -197,13 +197,8 @@ inline Words<kBytes> load_if(bool inside, const void* p) {
 
 template <int kBytes>
 inline void copy_async(void* shared, const void* p) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  static_assert(kBytes == 4 || kBytes == 16);
   emulation::copy_async(shared, p, kBytes);
-}
-inline void end_group_of_copies() { emulation::end_group_of_copies(); }
-template <int kLater>
-inline void wait_for_groups_but() {
-  emulation::wait_for_groups_but(kLater);
 }
 inline void wait_for_copies() { emulation::wait_for_copies(); }
 

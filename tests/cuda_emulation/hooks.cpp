@@ -80,26 +80,16 @@ void copy_async(void* to, const void* from, int bytes) {
   touch(from, bytes, Access::Stream, HERE);
   touch(to, bytes, Access::Write, HERE);
   forget_written(to, bytes, HERE);
-  current->copies.push_back({to, from, bytes, current->groups, HERE});
+  current->copies.push_back({to, from, bytes, HERE});
   ++settings.copies;
 }
-void end_group_of_copies() { ++current->groups; }
-
-namespace {
-// The copies of all groups before `group` end now, no earlier.
-void end_copies_before(int64_t group) {
-  auto& copies = current->copies;
-  auto ended = copies.begin();
-  for (; ended != copies.end() && ended->group < group; ++ended) {
-    touch(ended->to, ended->bytes, Access::Write, ended->at);
-    std::memcpy(ended->to, ended->from, size_t(ended->bytes));
+void wait_for_copies() {
+  for (const Thread::Copy& copy : current->copies) {
+    touch(copy.to, copy.bytes, Access::Write, copy.at);
+    std::memcpy(copy.to, copy.from, size_t(copy.bytes));
   }
-  copies.erase(copies.begin(), ended);
+  current->copies.clear();
 }
-}  // namespace
-
-void wait_for_groups_but(int later) { end_copies_before(current->groups - later); }
-void wait_for_copies() { end_copies_before(current->groups + 1); }
 
 namespace {
 Order order(bool acquire, bool release) { return acquire ? release ? Order::AcqRel : Order::Acquire : release ? Order::Release : Order::Relaxed; }

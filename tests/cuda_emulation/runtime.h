@@ -37,11 +37,9 @@ struct Thread {
     void* to;
     const void* from;
     int bytes;
-    int64_t group;
     const void* at;
   };
   std::vector<Copy> copies;  // begun and not waited for
-  int64_t groups = 0;        // of copies, ended
   void set_time(Time t);
 };
 

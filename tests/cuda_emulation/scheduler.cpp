@@ -158,7 +158,7 @@ void begin_block(Block& block, bool first) {
     if (i >= threads) continue;
     t.knows = t.fenced = t.unfenced = nullptr;
     t.polls = nullptr;
-    t.copies.clear(), t.groups = 0;
+    t.copies.clear();
     t.set_time(launch_began);
     t.fiber.begin(entry, uint32_t(i) * 7 + index);
     make_ready(t);

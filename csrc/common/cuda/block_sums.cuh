@@ -12,17 +12,6 @@ struct alignas(16) BlockShared {
   __device__ __forceinline__ float* rows() { return reinterpret_cast<float*>(this + 1); }
 };
 
-// A thread's sums into its place of the rows, 16 bytes at a time: single floats of neighbours, which lie V apart, would meet in few banks.
-template <int V>
-__device__ __forceinline__ void store_row(float* to, const float (&sums)[V]) {
-  static_assert(V % 4 == 0);
-#pragma unroll
-  for (int i = 0; i < V; i += 4) {
-    Vector<float, 4> four{{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]}};
-    *reinterpret_cast<Vector<float, 4>*>(to + i) = four;
-  }
-}
-
 // get(0) + ... + get(n - 1), eight at a time.
 template <class Sum, class Get>
 __device__ __forceinline__ Sum sum_of(int n, Get get) {
@@ -37,7 +26,8 @@ __device__ __forceinline__ Sum sum_of(int n, Get get) {
   return sum;
 }
 
-constexpr int kAlone = 32;  // numbers that one thread adds: sharing them costs all threads of the block more
+constexpr int kAlone = 32;        // numbers that one thread adds: sharing them costs all threads of the block more
+constexpr int kAddTogether = 16;  // threads that share what is left of more
 
 // result(i, the sum over r of column(i)(r)) for i < outputs and r < count, each by one thread. All threads take part, several for
 // an output where there are more threads than outputs and many numbers; what is read is ready.
@@ -58,7 +48,15 @@ __device__ __forceinline__ void sum_columns(BlockShared& shared, int outputs, in
     if (shares > 1) {  // then the loop has one round
       shared.few[thread] = sum;
       __syncthreads();
-      if (share == 0) sum = sum_of<double>(shares, [&](int s) { return shared.few[s * per + i]; });
+      int left = shares;
+      if (shares > kAlone) {  // one thread would add for as long as a unit's loads take
+        left = kAddTogether;
+        if (share < left) sum = sum_of<double>((shares - share + left - 1) / left, [&](int s) { return shared.few[(share + s * left) * per + i]; });
+        __syncthreads();
+        if (share < left) shared.few[thread] = sum;
+        __syncthreads();
+      }
+      if (share == 0) sum = sum_of<double>(left, [&](int s) { return shared.few[s * per + i]; });
     }
     if (share == 0) result(i, float(sum));
   }
@@ -92,57 +90,6 @@ __device__ __forceinline__ void sum_published_rows(BlockShared& shared, const fl
   sum_columns<double>(
       shared, channels, count, [&](int c) { return [rows, pitch, c](int r) { return load_shared_result(rows + r * pitch + c); }; }, result);
 }
-
-// What units of several blocks add up to has a counter, from zero and to zero, of those that have arrived.
-struct Arrivals {
-  uint32_t* counter;
-  uint32_t expected;
-};
-
-// Arriving without waiting. A block publishes what it wrote for a unit during the next one, and learns during the one after that whether it was the last:
-// fence and atomic take as long as many loads. So the loop over units has two rounds more:
-//
-//   for (uint32_t unit = blockIdx.x; unit < units + late.behind(); unit += gridDim.x) {
-//     late.learn(shared, unit, arrivals);
-//     __syncthreads();
-//     bool last = late.last(shared);
-//     __syncthreads();
-//     write what the unit adds up to, where unit < units
-//     late.publish(unit, units, arrivals);
-//     if (last) add up what arrived with unit - late.behind()
-//   }
-class LateArrival {
- public:
-  // meets: whether several units add up at all; else nothing is published, and no round is added.
-  __device__ __forceinline__ explicit LateArrival(bool meets) : behind_(meets ? 2 * gridDim.x : 0) {}
-  __device__ __forceinline__ uint32_t behind() const { return behind_; }
-
-  // arrivals(unit): where a unit arrives.
-  template <class Of>
-  __device__ __forceinline__ void learn(BlockShared& shared, uint32_t unit, Of arrivals) const {
-    if (!behind_ || threadIdx.x != kPublisher) return;
-    bool last = false;
-    if (unit >= blockIdx.x + behind_) {
-      Arrivals at = arrivals(unit - behind_);
-      last = before_ + 1 == at.expected;
-      if (last) {
-        (void)load_acquire(at.counter);  // what the others published is seen from here on
-        store_relaxed(at.counter, 0);
-      }
-    }
-    shared.last = last;
-  }
-  __device__ __forceinline__ bool last(const BlockShared& shared) const { return behind_ && shared.last != 0; }
-  template <class Of>
-  __device__ __forceinline__ void publish(uint32_t unit, uint32_t units, Of arrivals) {
-    if (!behind_ || threadIdx.x != kPublisher || unit < blockIdx.x + gridDim.x || unit - gridDim.x >= units) return;
-    before_ = atomic_add_release(arrivals(unit - gridDim.x).counter, 1);
-  }
-
- private:
-  static constexpr unsigned kPublisher = kMapThreads - 1;  // whose warp adds up nothing where there are few sums
-  uint32_t behind_, before_ = 0;
-};
 
 // Publishes what the block wrote and says whether it is the last of `expected`, which then sees what all of them wrote. Leaves the
 // counter zero.

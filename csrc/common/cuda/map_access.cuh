@@ -20,17 +20,6 @@ struct MapUnit {
   }
 };
 
-// NHWC: a thread's place in every unit: its first channel in the slab, and its row of the unit's sums, which counts positions, then images.
-struct PixelPlace {
-  int column, row;
-  __device__ __forceinline__ PixelPlace(const MapPlan& plan, int vector, int thread) {
-    int columns = plan.slab / vector;
-    row = thread / columns, column = (thread - row * columns) * vector;
-  }
-  // Which image of the unit.
-  __device__ __forceinline__ int slot(const MapPlan& plan) const { return row / plan.lanes; }
-};
-
 // Rows that are read by parts of a sector: through L1, unlike load_stream.
 template <class Chunk>
 __device__ __forceinline__ Chunk load_cached(const void* p) {

@@ -177,24 +177,17 @@ __device__ __forceinline__ T load_shared_result(const T* p) {
 }
 
 // --- copies from global into shared memory that go on while the thread does something else -------------------------------------
-// kBytes of memory that nobody writes during the launch, both addresses aligned to them: 16, past L1, or 4 or 8. Until the thread has waited, nobody
+// kBytes of memory that nobody writes during the launch, both addresses aligned to them: 16, past L1, or 4. Until the thread has waited, nobody
 // may touch `shared`; after that other threads may, behind a barrier. Without a cache policy: from sm_90 on ptxas (12.9, 13.0) encodes a copy
 // that has one, and whose shared address is a sum with a uniform register, with the wrong registers for both.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* p) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  static_assert(kBytes == 4 || kBytes == 16);
   uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(p) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(p), "n"(kBytes) : "memory");
-}
-// The copies since the last call are a group, which may be empty.
-__device__ __forceinline__ void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for all groups that this thread has ended but the last `kLater`.
-template <int kLater>
-__device__ __forceinline__ void wait_for_groups_but() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(p) : "memory");
 }
 // Waits for all copies that this thread has begun.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }

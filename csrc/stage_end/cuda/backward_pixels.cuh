@@ -17,13 +17,12 @@ __global__ void __launch_bounds__(kMapThreads, 2) end_pixels_backward(const __gr
   int columns = plan.slab / V, column = int(threadIdx.x) % columns, row = int(threadIdx.x) / columns;  // row: of the sums
   int slot = row / plan.lanes, lane = row - slot * plan.lanes;
 
-  LateArrival late(P.dshift != nullptr);
-  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
+  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
     int64_t image = int64_t(at.group) * plan.images + slot, channel = int64_t(at.slab) * plan.slab + column * V;
     float sums[V] = {};
 
-    if (unit < plan.units && slot < plan.images && image < s.batch && channel < s.channels) {
+    if (slot < plan.images && image < s.batch && channel < s.channels) {
       int count = int(min(int64_t(V), s.channels - channel));
       const StridedMap &dv = P.dv.map, &v = P.v.map;
       const T* from = static_cast<const T*>(dv.data) + image * dv.stride_b + channel * dv.stride_c;
@@ -75,12 +74,12 @@ __global__ void __launch_bounds__(kMapThreads, 2) end_pixels_backward(const __gr
 
     // Sum over the block, when nobody reads the last unit's sums any more
     if (!P.dshift) continue;
-    late.learn(shared, unit, [&](uint32_t of) { return sum_arrivals(P, of); });
     __syncthreads();
-    bool arrived = late.last(shared);
-    if (slot < plan.images) store_row(shared.rows() + row * plan.slab + column * V, sums);
+    if (slot < plan.images)
+#pragma unroll
+      for (int i = 0; i < V; ++i) shared.rows()[row * plan.slab + column * V + i] = sums[i];
     __syncthreads();
-    finish_sums(P, unit, shared, late, arrived, plan.images * plan.lanes);
+    finish_sums(P, at, shared, plan.images * plan.lanes);
   }
 }
 

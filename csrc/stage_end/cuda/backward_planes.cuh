@@ -12,16 +12,14 @@ __global__ void __launch_bounds__(kMapThreads, 2) end_planes_backward(const __gr
   uint64_t policy = cache_policy(P.stream);
   const bool relu = kWide ? kRelu : P.v.map.data != nullptr, has_dv = P.dv.map.data != nullptr;
 
-  LateArrival late(P.dshift != nullptr);
-  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
-    late.learn(shared, unit, [&](uint32_t of) { return sum_arrivals(P, of); });
+  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
     EndRun run(at, plan);
     int64_t image = at.group, begin = run.begin(plan);
     const T* dv = static_cast<const T*>(P.dv.map.data) + image * P.dv.map.stride_b + begin;
     const T* v = static_cast<const T*>(P.v.map.data) + image * P.v.map.stride_b + begin;
     T* du = static_cast<T*>(P.du) + image * plan.shape.channels * plan.positions + begin;
-    int chunks = unit < plan.units ? (run.count + V - 1) / V : 0;
+    int chunks = (run.count + V - 1) / V;
     float alone = 0;
     auto dp_of = [&](int plane) { return P.dp && plane < run.planes ? P.dp[image * P.dp_stride_b + (run.channel + plane) * P.dp_stride_c] : -0.0f; };
 
@@ -79,11 +77,9 @@ __global__ void __launch_bounds__(kMapThreads, 2) end_planes_backward(const __gr
     }
 
     if (!P.dshift) continue;
-    if (chunks == 0) __syncthreads();
-    bool arrived = late.last(shared);
     if (plan.slots == 1) shared.rows()[threadIdx.x] = alone;
     __syncthreads();
-    finish_sums_of(P, unit, shared, late, arrived, [&](auto result) { sum_planes<V>(shared, plan, run, result); });
+    finish_sums_of(P, at, shared, [&](auto result) { sum_planes<V>(shared, plan, run, result); });
   }
 }
 

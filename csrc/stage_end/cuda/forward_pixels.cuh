@@ -17,13 +17,12 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels(const _
   int columns = plan.slab / V, column = int(threadIdx.x) % columns, row = int(threadIdx.x) / columns;  // row: of the sums
   int slot = row / plan.lanes;
 
-  LateArrival late(plan.parts > 1);
-  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
+  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
     int64_t image = int64_t(at.group) * plan.images + slot, channel = int64_t(at.slab) * plan.slab + column * V;
     float sums[V] = {};
 
-    if (unit < plan.units && slot < plan.images && image < s.batch && channel < s.channels) {
+    if (slot < plan.images && image < s.batch && channel < s.channels) {
       int count = int(min(int64_t(V), s.channels - channel));
       const StridedMap &u = P.u.map, &residual = P.residual.map;
       const T* from = static_cast<const T*>(u.data) + image * u.stride_b + channel * u.stride_c;
@@ -67,12 +66,12 @@ __global__ void __launch_bounds__(kMapThreads, kWide ? 3 : 2) end_pixels(const _
     }
 
     // Sum over the block, when nobody reads the last unit's sums any more
-    late.learn(shared, unit, [&](uint32_t of) { return mean_arrivals(P, of); });
     __syncthreads();
-    bool arrived = late.last(shared);
-    if (slot < plan.images) store_row(shared.rows() + row * plan.slab + column * V, sums);
+    if (slot < plan.images)
+#pragma unroll
+      for (int i = 0; i < V; ++i) shared.rows()[row * plan.slab + column * V + i] = sums[i];
     __syncthreads();
-    finish_means<false>(P, unit, shared, late, arrived, plan.lanes);
+    finish_means<false>(P, at, shared, plan.lanes);
   }
 }
 

@@ -16,11 +16,10 @@ template <class T, bool kPool>
 cudaError_t launch_form(const TapBackwardParams& P, cudaStream_t stream) {
   bool wide = P.path == TapPath::Wide;
   if (P.plan.shape.channels_last)
-    return launch_units(wide ? tap_pixels_backward<T, kPool, true> : tap_pixels_backward<T, kPool, false>, P,
-                        tap_pixels_shared(wide && kPool ? CopyRing<1, 16>::kRingBytes + CopyRing<1, kTapVector<T, true>>::kRingBytes : 0), stream);
-  if (P.path == TapPath::Staged) return launch_units(tap_planes_backward<T, kPool, TapPath::Staged>, P, tap_planes_backward_shared<T>(P.plan, P.path), stream);
+    return launch_units(wide ? tap_pixels_backward<T, kPool, true> : tap_pixels_backward<T, kPool, false>, P, tap_pixels_shared(), stream);
+  if (P.path == TapPath::Staged) return launch_units(tap_planes_backward<T, kPool, TapPath::Staged>, P, tap_planes_backward_shared<T>(P.plan, true), stream);
   return launch_units(wide ? tap_planes_backward<T, kPool, TapPath::Wide> : tap_planes_backward<T, kPool, TapPath::Narrow>, P,
-                      tap_planes_backward_shared<T>(P.plan, P.path), stream);
+                      tap_planes_backward_shared<T>(P.plan, false), stream);
 }
 
 template <class T>

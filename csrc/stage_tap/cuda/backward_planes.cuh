@@ -1,6 +1,5 @@
 // stage_tap_backward on NCHW maps, and on whatever has no stride 1.
 #pragma once
-#include "common/cuda/ring.cuh"
 #include "stage_tap/cuda/backward.cuh"
 #include "stage_tap/cuda/staging.cuh"
 #include "stage_tap/cuda/tile.cuh"
@@ -19,56 +18,11 @@ struct TapPlaneBackward {
 };
 
 // --- 2x2 windows -------------------------------------------------------------------------------------------------------------
-constexpr int kGradientTilesAtOnce = 2;  // by 16 bytes of du
+// A thread's tiles, du by 16 bytes and the mask at once.
 template <class T>
-using TapMaskRing = CopyRing<kGradientTilesAtOnce, sizeof(T) == 2 ? int(sizeof(TileBytes<T>)) : 4>;
-using TapUpstreamRing = CopyRing<kGradientTilesAtOnce, 8>;
-template <class T>
-constexpr bool kGradientsAhead = sizeof(T) == 2;  // no copy is as small as a tile's two bytes of fp32
-
-// The tiles of a thread in the order of its units, whose masks and dm are loaded ahead of the thread.
-template <class T>
-struct TapTileGradientsAhead {
-  const TapBackwardParams& P;
-  uint32_t unit;
-  int place, lane;  // of the thread: see below
-  const uint8_t* mask;
-  const T* dm;
-  int i = 0, last = 0;
-
-  __device__ __forceinline__ TapTileGradientsAhead(const TapBackwardParams& P, int place, int lane) : P(P), unit(blockIdx.x), place(place), lane(lane) { enter(); }
-  __device__ __forceinline__ void enter() {
-    const TapPlan& plan = P.plan;
-    MapUnit at(unit, plan);
-    TapExtent extent(at, plan);
-    i = extent.first + lane * kTileWindows<T>, last = place < extent.planes ? extent.last : 0;
-    mask = P.mask + (int64_t(at.group) * plan.shape.channels + extent.channel + place) * plan.positions;
-    dm = static_cast<const T*>(P.dm) + int64_t(at.group) * P.dm_stride_b + (extent.channel + place) * P.dm_stride_c;
-  }
-  // Begins to copy the masks of the next tiles, and their dm where there is one.
-  __device__ __forceinline__ void fill(const TapMaskRing<T>& masks, const TapUpstreamRing& upstream, int to) {
-    const TapPlan& plan = P.plan;
-    while (i >= last) {
-      if (unit + gridDim.x >= plan.units) return;  // was the last
-      unit += gridDim.x;
-      enter();
-    }
-    int step = plan.lanes * kTileWindows<T>, complete = int(plan.shape.height / 2 * plan.row.divisor);
-#pragma unroll
-    for (int t = 0; t < kGradientTilesAtOnce; ++t) {
-      int at = i + t * step, h = int(divide(uint32_t(at), plan.row)), w = at - h * int(plan.row.divisor);
-      if (at < last) masks.begin(to, t, mask + at);
-      if (P.dm && P.dm_wide && at < min(last, complete)) upstream.begin(to, t, dm + h * P.dm_stride_h + w * P.dm_stride_w);
-    }
-    i += step * kGradientTilesAtOnce;
-  }
-};
-
-// A thread's tiles, du by 16 bytes and the mask at once. next(): the slot of the rings where masks and dm are, where they are loaded ahead.
-template <class T, class Next>
 __device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plane, const TapPlan& plan, int first, int last, bool dm_wide,
-                                                 TapGradient<T>& gradient, const TapMaskRing<T>& masks, const TapUpstreamRing& upstreams, Next next) {
-  constexpr int kAtOnce = kGradientTilesAtOnce;
+                                                 TapGradient<T>& gradient) {
+  constexpr int kAtOnce = 2;
   int width = int(plan.shape.width), step = plan.lanes * kTileWindows<T>, complete = int(plan.shape.height / 2 * plan.row.divisor);
   auto tiles = [&](auto is_wide) {
     constexpr bool kDmWide = decltype(is_wide)::value;  // a branch between the loads would make the compiler wait for the first
@@ -76,15 +30,9 @@ __device__ __forceinline__ void place_wide_tiles(const TapPlaneBackward<T>& plan
       // Load
       Words<int(sizeof(TileBytes<T>))> codes[kAtOnce];
       Words<8> upstream[kAtOnce] = {};
-      int ready = next();
 #pragma unroll
       for (int t = 0; t < kAtOnce; ++t) {
         int at = window + t * step, h = int(divide(uint32_t(at), plan.row)), w = at - h * int(plan.row.divisor);
-        if constexpr (kGradientsAhead<T>) {
-          if (at < last) codes[t] = masks.template read<Words<int(sizeof(TileBytes<T>))>>(ready, t);
-          if (kDmWide && at < min(last, complete)) upstream[t] = upstreams.template read<Words<8>>(ready, t);
-          continue;
-        }
         codes[t] = load_stream_if<int(sizeof(TileBytes<T>))>(at < last, plane.mask + at, plane.policy);
         if constexpr (kDmWide) upstream[t] = load_stream_if<8>(at < min(last, complete), plane.dm + h * plane.dm_stride_h + w * plane.dm_stride_w, plane.policy);
       }
@@ -248,10 +196,8 @@ __device__ __forceinline__ void store_unit(const TapBackwardParams& P, const Tap
 }
 
 template <class T>
-inline int tap_planes_backward_shared(const TapPlan& plan, TapPath path) {
-  if (path == TapPath::Staged) return tap_shared_bytes((plan.lanes + 1) * plan.slab, &plan.staged, sizeof(T));
-  bool ahead = path == TapPath::Wide && plan.max_pool && kGradientsAhead<T>;
-  return tap_shared_bytes(plan.lanes * plan.slab) + (ahead ? TapMaskRing<T>::kRingBytes + TapUpstreamRing::kRingBytes : 0);
+inline int tap_planes_backward_shared(const TapPlan& plan, bool staged) {
+  return staged ? tap_shared_bytes((plan.lanes + 1) * plan.slab, &plan.staged, sizeof(T)) : tap_shared_bytes(plan.lanes * plan.slab);
 }
 
 template <class T, bool kPool, TapPath kPath>
@@ -269,25 +215,7 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
   int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
   if constexpr (kStaged) start_unit<T, kPool>(P, buffers, dp, blockIdx.x);
 
-  // Loads run ahead: the copies of two steps are on their way while the thread works on a third
-  constexpr bool kAhead = kPool && kPath == TapPath::Wide && kGradientsAhead<T>;
-  float* behind_rows = shared.rows() + (plan.lanes * plan.slab + 3) / 4 * 4;
-  TapUpstreamRing upstreams(behind_rows);
-  TapMaskRing<T> masks(behind_rows + TapUpstreamRing::kRingBytes / 4);
-  TapTileGradientsAhead<T> ahead(P, place, lane);
-  auto fill = [&](int to) {
-    if constexpr (kAhead) ahead.fill(masks, upstreams, to);
-  };
-  RingOrder order;
-  if constexpr (kAhead) order.begin(fill);
-  auto next = [&] {
-    if constexpr (kAhead) return order.next(fill);
-    return 0;
-  };
-
-  LateArrival late(P.dshift != nullptr);
-  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
-    const bool has_unit = unit < plan.units;
+  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
     TapExtent extent(at, plan);
     int64_t image = at.group;
@@ -317,7 +245,7 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
       TapGradient<T> gradient = {};
       gradient.start(gp);
       if constexpr (kPool && kPath == TapPath::Wide)
-        place_wide_tiles(to, plan, first, extent.last, P.dm_wide, gradient, masks, upstreams, next);
+        place_wide_tiles(to, plan, first, extent.last, P.dm_wide, gradient);
       else if constexpr (kPool)
         place_tiles<T, kStaged>(to, plan, first, extent.last, access, gradient);
       else
@@ -327,29 +255,24 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
       return sum;
     };
 
-    late.learn(shared, unit, [&](uint32_t of) { return sum_arrivals(P, of); });
-    bool arrived;
     if constexpr (kPath == TapPath::Wide) {
-      float sum = has_unit ? sum_of_plane(place) : 0.0f;
+      float sum = sum_of_plane(place);
       if (!P.dshift) continue;
       __syncthreads();  // nobody reads the last unit's sums any more
-      arrived = late.last(shared);
       shared.rows()[lane * plan.slab + place] = sum;
     } else {
       if constexpr (kStaged) wait_for_copies();
       __syncthreads();  // the unit is there, and nobody reads anything of the last one any more
-      arrived = late.last(shared);
-      if (has_unit && place < at_once)
+      if (place < at_once)
         for (int plane = place; plane < plan.slab; plane += at_once) shared.rows()[lane * plan.slab + plane] = sum_of_plane(plane);
     }
     __syncthreads();  // sums and du are complete, and nobody reads dm, dp and the mask any more
     if constexpr (kStaged) {
       start_unit<T, kPool>(P, buffers, dp, unit + gridDim.x);
-      if (has_unit) store_unit<T>(P, buffers, uint32_t(from_here(int(unit))));
+      store_unit<T>(P, buffers, uint32_t(from_here(int(unit))));
     }
-    if (P.dshift) finish_sums(P, uint32_t(from_here(int(unit))), shared, late, arrived, plan.lanes);
+    if (P.dshift) finish_sums(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }
-  if constexpr (kAhead) wait_for_copies();
 }
 
 }  // namespace interflow

@@ -17,12 +17,12 @@ cudaError_t launch_form(const TapParams& P, cudaStream_t stream) {
   bool wide = P.path == TapPath::Wide, wide_masked = wide && P.mask;
   if (P.plan.shape.channels_last)
     return launch_units(wide_masked ? tap_pixels<T, kPool, true, true> : wide ? tap_pixels<T, kPool, true, false> : tap_pixels<T, kPool, false, true>, P,
-                        tap_pixels_shared(wide && kPool ? CopyRing<4, 16>::kRingBytes : 0), stream);
+                        tap_pixels_shared(), stream);
   auto kernel = wide_masked                      ? tap_planes<T, kPool, TapPath::Wide, true>
                 : wide                           ? tap_planes<T, kPool, TapPath::Wide, false>
                 : P.path == TapPath::Staged      ? tap_planes<T, kPool, TapPath::Staged, true>
                                                  : tap_planes<T, kPool, TapPath::Narrow, true>;
-  return launch_units(kernel, P, tap_planes_shared<T>(P.plan, P.path), stream);
+  return launch_units(kernel, P, tap_planes_shared<T>(P.plan, P.path == TapPath::Staged), stream);
 }
 
 template <class T>

@@ -1,6 +1,5 @@
 // stage_tap on NCHW maps, and on whatever has no stride 1. kMask, on the wide path: whether the mask is wanted; the others ask.
 #pragma once
-#include "common/cuda/ring.cuh"
 #include "stage_tap/cuda/forward.cuh"
 #include "stage_tap/cuda/staging.cuh"
 #include "stage_tap/cuda/tile.cuh"
@@ -35,65 +34,25 @@ struct TapPlane {
 };
 
 // --- 2x2 windows -------------------------------------------------------------------------------------------------------------
-constexpr int kTilesAtOnce = 2;  // by 16 bytes
-using TapTileRing = CopyRing<2 * kTilesAtOnce, 16>;  // two rows of each
-
-// The tiles of a thread in the order of its units, whose loads run ahead of the thread.
-template <class T>
-struct TapTilesAhead {
-  const TapParams& P;
-  uint32_t unit;
-  int place, lane;  // of the thread: see below
-  const T* u;
-  int i = 0, last = 0;
-
-  __device__ __forceinline__ TapTilesAhead(const TapParams& P, int place, int lane) : P(P), unit(blockIdx.x), place(place), lane(lane) { enter(); }
-  __device__ __forceinline__ void enter() {
-    MapUnit at(unit, P.plan);
-    TapExtent extent(at, P.plan);
-    i = extent.first + lane * kTileWindows<T>, last = place < extent.planes ? extent.last : 0;
-    u = static_cast<const T*>(P.u) + int64_t(at.group) * P.stride_b + (extent.channel + place) * P.stride_c;
-  }
-  // Begins to copy the next tiles, what of them is inside the map.
-  __device__ __forceinline__ void fill(const TapTileRing& ring, int to) {
-    const TapPlan& plan = P.plan;
-    while (i >= last) {
-      if (unit + gridDim.x >= plan.units) return;  // was the last
-      unit += gridDim.x;
-      enter();
-    }
-    int step = plan.lanes * kTileWindows<T>, below = int(plan.shape.height / 2 * plan.row.divisor);  // windows from there on have one row
-#pragma unroll
-    for (int t = 0; t < kTilesAtOnce; ++t) {
-      int window = i + t * step, h = int(divide(uint32_t(window), plan.row));
-      const T* corner = u + 2 * h * P.stride_h + 2 * (window - h * int(plan.row.divisor));
-      if (window < last) ring.begin(to, 2 * t, corner);
-      if (window < min(last, below)) ring.begin(to, 2 * t + 1, corner + P.stride_h);
-    }
-    i += step * kTilesAtOnce;
-  }
-};
-
-// The sum of v over a thread's tiles, two at a time. next(): the slot of the ring where they are.
-template <class T, bool kMask, class Next>
-__device__ __forceinline__ float sum_wide_tiles(const TapPlane<T, TapPath::Wide>& plane, const TapPlan& plan, int first, int last, const TapTileRing& ring,
-                                                Next next) {
-  constexpr int kAtOnce = kTilesAtOnce;
+// The sum of v over a thread's tiles, by 16 bytes, two tiles at a time.
+template <class T, bool kMask>
+__device__ __forceinline__ float sum_wide_tiles(const TapPlane<T, TapPath::Wide>& plane, const TapPlan& plan, int first, int last) {
+  constexpr int kAtOnce = 2;
   float sum = 0;
   int step = plan.lanes * kTileWindows<T>, below = int(plan.shape.height / 2 * plan.row.divisor);  // windows from there on have one row
   auto tiles = [&](auto is_all, int i) {
     constexpr bool kAll = decltype(is_all)::value;
     uint32_t x[kAtOnce][2][kTileWords];
-    int ready = next();
 #pragma unroll
     for (int t = 0; t < kAtOnce; ++t) {
-      int window = i + t * step;
+      int window = i + t * step, h = int(divide(uint32_t(window), plan.row));
+      const T* corner = plane.u + 2 * h * plane.stride_h + 2 * (window - h * int(plan.row.divisor));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        Vector<uint32_t, 4> piece{};
-        if (kAll || window < (r ? min(last, below) : last)) piece = ring.template read<Vector<uint32_t, 4>>(ready, 2 * t + r);
-#pragma unroll
-        for (int q = 0; q < kTileWords; ++q) x[t][r][q] = piece[q];
+        if constexpr (kAll)
+          load_whole(x[t][r], corner + r * plane.stride_h, plane.policy);
+        else
+          load_whole_if(x[t][r], window < (r ? min(last, below) : last), corner + r * plane.stride_h, plane.policy);
       }
     }
 #pragma unroll
@@ -281,9 +240,8 @@ __device__ __forceinline__ void store_unit(const TapParams& P, const TapBuffers&
 }
 
 template <class T>
-inline int tap_planes_shared(const TapPlan& plan, TapPath path) {
-  int ring = path == TapPath::Wide && plan.max_pool ? TapTileRing::kRingBytes : 0;
-  return tap_shared_bytes(plan.lanes * plan.slab, path == TapPath::Staged ? &plan.staged : nullptr, sizeof(T)) + ring;
+inline int tap_planes_shared(const TapPlan& plan, bool staged) {
+  return tap_shared_bytes(plan.lanes * plan.slab, staged ? &plan.staged : nullptr, sizeof(T));
 }
 
 template <class T, bool kPool, TapPath kPath, bool kMask>
@@ -300,19 +258,7 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
   int at_once = kMapThreads / plan.lanes, place = int(threadIdx.x) / plan.lanes, lane = int(threadIdx.x) - place * plan.lanes;
   if constexpr (kStaged) start_unit<T>(P, buffers, blockIdx.x);
 
-  // Loads of tiles run ahead: the copies of two steps are on their way while the thread works on a third
-  constexpr bool kAhead = kPool && kPath == TapPath::Wide;
-  TapTileRing ring(shared.rows() + (plan.lanes * plan.slab + 3) / 4 * 4);
-  TapTilesAhead<T> ahead(P, place, lane);
-  auto fill = [&](int to) {
-    if constexpr (kAhead) ahead.fill(ring, to);
-  };
-  RingOrder order;
-  if constexpr (kAhead) order.begin(fill);
-
-  LateArrival late(plan.parts > 1);
-  for (uint32_t unit = blockIdx.x; unit < plan.units + late.behind(); unit += gridDim.x) {
-    const bool has_unit = unit < plan.units;
+  for (uint32_t unit = blockIdx.x; unit < plan.units; unit += gridDim.x) {
     MapUnit at(unit, plan);
     TapExtent extent(at, plan);
     int64_t image = at.group;
@@ -343,35 +289,30 @@ __global__ void __launch_bounds__(kMapThreads, kPath == TapPath::Narrow ? 2 : 3)
       for (int k = 0; k < kPer<T>; ++k) one[k] = shift;
       from.shift = Packed<T>::pack(one), from.policy = policy;
       if constexpr (kPool && kPath == TapPath::Wide)
-        return sum_wide_tiles<T, kMask>(from, plan, first, extent.last, ring, [&] { return order.next(fill); });
+        return sum_wide_tiles<T, kMask>(from, plan, first, extent.last);
       else if constexpr (kPool)
         return sum_tiles(from, plan, first, extent.last, access);
       else
         return sum_pieces(from, plan, first, extent.last, access, P.runs);
     };
 
-    late.learn(shared, unit, [&](uint32_t of) { return mean_arrivals(P, of); });
-    bool arrived;
     if constexpr (kPath == TapPath::Wide) {
-      float sum = has_unit ? sum_of_plane(place) : 0.0f;
+      float sum = sum_of_plane(place);
       __syncthreads();  // nobody reads the last unit's sums any more
-      arrived = late.last(shared);
       shared.rows()[lane * plan.slab + place] = sum;
     } else {
       if constexpr (kStaged) wait_for_copies();
       __syncthreads();  // the unit is there, and nobody reads anything of the last one any more
-      arrived = late.last(shared);
-      if (has_unit && place < at_once)
+      if (place < at_once)
         for (int plane = place; plane < plan.slab; plane += at_once) shared.rows()[lane * plan.slab + plane] = sum_of_plane(plane);
     }
     __syncthreads();  // sums, m and the mask are complete, and nobody reads u any more
     if constexpr (kStaged) {
       start_unit<T>(P, buffers, unit + gridDim.x);
-      if (has_unit) store_unit<T, kPool>(P, buffers, uint32_t(from_here(int(unit))));
+      store_unit<T, kPool>(P, buffers, uint32_t(from_here(int(unit))));
     }
-    finish_means<true>(P, uint32_t(from_here(int(unit))), shared, late, arrived, plan.lanes);
+    finish_means<true>(P, MapUnit(uint32_t(from_here(int(unit))), plan), shared, plan.lanes);
   }
-  if constexpr (kAhead) wait_for_copies();
 }
 
 }  // namespace interflow

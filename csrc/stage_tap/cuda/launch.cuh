@@ -5,7 +5,6 @@
 
 namespace interflow {
 
-// ring_bytes: of what runs ahead.
-inline int tap_pixels_shared(int ring_bytes) { return tap_shared_bytes(kMapThreads * kTapRowWords) + ring_bytes; }
+inline int tap_pixels_shared() { return tap_shared_bytes(kMapThreads * 8); }
 
 }  // namespace interflow

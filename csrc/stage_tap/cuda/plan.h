@@ -33,7 +33,7 @@ namespace tap_planning {
 using namespace map_planning;
 
 constexpr int64_t kVectorsAtOnce = 64;  // of channels, NHWC: 1 KB of a pixel
-constexpr int64_t kSteps = 5;           // positions that a thread takes from a unit, 64 bytes each, at least
+constexpr int64_t kSteps = 4;           // positions that a thread takes from a unit, 64 bytes each, at least
 constexpr int64_t kPlaneSteps = 16;     // NCHW, tiles of a thread: from there on a plane is cut
 constexpr int64_t kUnitCost = 5;        // staged: of barriers, copies and sums
 constexpr int64_t kMostRounds = 4;      // planes that follow each other in a thread

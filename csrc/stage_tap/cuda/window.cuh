@@ -9,8 +9,6 @@ namespace interflow {
 template <class T, bool kPool>
 constexpr int kTapVector = tap_vector(sizeof(T) == 4 ? DType::F32 : DType::BF16, kPool);
 
-constexpr int kTapRowWords = 8;  // sums of a thread, at most
-
 template <class T>
 constexpr int kTopBit = Packed<T>::kPer == 2 ? 15 : 31;
 

@@ -225,16 +225,16 @@ def head_gradients(
             tl.store(sums + t.to(tl.int64) * K + k, da, mask=in_k)
             tl.store(sums + TILES * K + k, upstream, mask=in_k & (k * 0 + t == 0))
     elif dpooled is not None:
-        # dp
+        # dp. A name of both branches must have one type in both
         b = other * IMAGES + tl.arange(0, IMAGES)
         dp = tl.zeros([IMAGES, WIDE], tl.float32)
-        missing = tl.zeros([IMAGES, WIDE], tl.float32)
+        rest = tl.zeros([IMAGES, WIDE], tl.float32)
         for start in range(0, needed * K, CLASSES):
             k = start + tl.arange(0, CLASSES)
             g = _upstream(dy, dbranches, dscores, attention_weight, b, k, i, batch, DY, DZ, N, N2, K, MODE, False)
             w = tl.load(weight + k.to(tl.int64)[:, None] * D + d[None, :], mask=(k < K)[:, None] & in_d, other=0.0)
-            dp, missing = add_product(dp, missing, g, w, SPLIT)
-        dp = completed(dp, missing)
+            dp, rest = add_product(dp, rest, g, w, SPLIT)
+        dp = completed(dp, rest)
         tl.store(dpooled + b.to(tl.int64)[:, None] * D + d[None, :], dp, mask=(b < batch)[:, None] & in_d)
 
 

@@ -30,9 +30,12 @@ cudaError_t launch(void (*kernel)(Params), const LaunchShape& shape, const Param
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)), arguments, size_t(shape.shared_bytes), shape.stream);
 }
 
-// At most INTERFLOW_MAX_BLOCKS, where a test sets it: no result may depend on how many blocks a GPU runs at once.
+// At most INTERFLOW_MAX_BLOCKS, where a test sets it: no result may depend on how many blocks a GPU runs at once. 0: as many as there is work for, which
+// the hardware then hands out as others end.
+constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 inline int64_t limited(int64_t blocks) {
   const char* text = std::getenv("INTERFLOW_MAX_BLOCKS");
+  if (text && text[0] == '0' && !text[1]) return kMostBlocks;
   int64_t most = text ? std::atoll(text) : 0;
   return most > 0 && most < blocks ? most : blocks;
 }

@@ -109,7 +109,7 @@ hub: $(VENV)/installed
 # binary for every torch >= 2.10, which this environment tests.
 $(NEW)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(NEW)
-	grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(NEW)/constraints.txt
+	grep -vE '^(torch|torchvision|triton|setuptools)==' constraints.txt > $(NEW)/constraints.txt
 	$(NEW)/bin/pip --disable-pip-version-check install -q -c $(NEW)/constraints.txt $(NEWEST) numpy setuptools wheel ninja pybind11
 	INTERFLOW_NATIVE=0 $(NEW)/bin/pip --disable-pip-version-check install -q -c $(NEW)/constraints.txt --no-build-isolation -e '.[train,bench,dev]'
 	@touch $@

@@ -78,3 +78,13 @@ def test_speed_section_is_that_of_the_committed_results():
     assert len(results.comparable()) >= 20
     assert rewritten(README, section(results, COMMITTED)) == README, "run `make bench-readme`"
     assert results.digest.encode() in (ROOT / COMMITTED / "speed.png").read_bytes(), f"run `PYTHONPATH=bench python -m pages.report {COMMITTED}`"
+
+
+def test_the_newest_environment_is_free_of_this_ones_pins():
+    """A pin of what `make test-newest` asks for in another version leaves pip nothing to install."""
+    makefile = (ROOT / "Makefile").read_text()
+    wanted = {word.split("==")[0] for word in re.search(r"^NEWEST \?= (.+)$", makefile, re.M)[1].split()}
+    left_out = set(re.search(r"grep -vE '\^\(([\w|-]+)\)=='", makefile)[1].split("|"))
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {"torch", "torchvision"} <= wanted
+    assert not wanted & (pinned - left_out)

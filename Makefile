@@ -15,7 +15,8 @@
 # make profile-page FROM=FOLDER   the page in docs/ from the profile that lies in a folder of bench/results/
 # make gpu     on a machine with an NVIDIA GPU and no network, with the Python that is there (PYTHON, no environment is made): builds for the GPU, then
 #              every part below. Each is a target of its own, gpu-smoke and so on, of at most 200 s, and ends with a short table:
-#              build, info, smoke (each kernel against the CPU), speed (beside a copy), test (the suites), headline (whole networks), bench (the rest).
+#              build, info, smoke (each kernel against the CPU), speed (beside a copy), blocks (the same, launched otherwise), test (the suites), headline
+#              (whole networks), bench (the rest).
 #              Results in bench/results/<gpu>/ or GPU_OUT. DEVICE=cpu rehearses in seconds, without a GPU. GPU_ARGS: as `python -m gpu --help` lists.
 # make gpu-full   every case of bench, the whole grid of networks, batches, dtypes and layouts: hours, into bench/results/<gpu>-full/
 # make gpu-kit    here, for a GPU elsewhere: build/gpu-kit, the package with libraries for every GPU, for any Python >= 3.10 and torch >= 2.10
@@ -39,7 +40,7 @@ NEW := .venv-newest
 
 .PHONY: demo test test-slow test-backbones test-newest hub lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
 	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
-	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
+	gpu-build gpu-info gpu-smoke gpu-speed gpu-blocks gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
 	$(BIN)/python -m interflow_vision.cli.demo
@@ -89,7 +90,7 @@ profile: $(VENV)/installed
 profile-page: $(VENV)/installed
 	PYTHONPATH=bench $(BIN)/python -m pages.profile_page $(FROM)
 
-gpu gpu-full gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench:
+gpu gpu-full gpu-build gpu-info gpu-smoke gpu-speed gpu-blocks gpu-test gpu-headline gpu-bench:
 	PYTHONPATH=bench $(PYTHON) -m gpu $(if $(filter gpu,$@),all,$(if $(filter gpu-full,$@),bench --full,$(@:gpu-%=%))) --device $(DEVICE) \
 		$(if $(GPU_OUT),--out $(GPU_OUT)) $(GPU_ARGS)
 

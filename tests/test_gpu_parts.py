@@ -233,6 +233,8 @@ def test_a_part_builds_for_one_gpu_and_never_times_a_fallback(tmp_path, monkeypa
     for command in told[1:]:
         assert command.environment["INTERFLOW_BACKEND"] == "native" and command.words[command.words.index("--budget") + 1] == "85"
         assert "INTERFLOW_LIBRARIES" not in command.environment
+    parts.PARTS["blocks"].run(where, 100)
+    assert told[-1].environment["INTERFLOW_MAX_BLOCKS"] == "0" and told[-1].words[-4:] == ["--only", "B=32", "--name", "blocks"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     parts.PARTS["build"].run(where, 100)
     assert told[-1].environment["TORCH_CUDA_ARCH_LIST"] == "8.0"

@@ -31,6 +31,7 @@ def begin(name: str, description: str | None, arguments: list[str], budget: floa
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=budget, help="seconds; nothing is begun that would not end in time")
+    parser.add_argument("--name", default=name, help="of the JSON file")
     parser.add_argument("--only", default="", help="what has this text in its name")
     parser.add_argument("--kit", type=Path, default=None, help="where the libraries come from, for the commit that they were built from")
     given = parser.parse_args(arguments)
@@ -38,6 +39,6 @@ def begin(name: str, description: str | None, arguments: list[str], budget: floa
     device = torch.device(given.device, 0) if given.device == "cuda" else torch.device(given.device)
     if device.type != "cuda":
         torch.set_num_threads(1)
-    record = Record(given.out / f"{name}.json", name, device.type, given.kit)
+    record = Record(given.out / f"{given.name}.json", given.name, device.type, given.kit)
     record.about(machine.describe(device))
     return Begun(device, record, until, given.only)

@@ -34,16 +34,17 @@ def info(setting: Setting, seconds: float) -> int:
     return _one(Command("info", [sys.executable, "-m", "interflow_kernels.info"], seconds, setting.environment(INTERFLOW_BACKEND="auto")), setting)
 
 
-def measuring(module: str) -> Callable[[Setting, float], int]:
-    """A part whose own process measures; it ends a little before its limit by itself."""
+def measuring(module: str, name: str = "", only: str = "", **environment: str) -> Callable[[Setting, float], int]:
+    """A part whose own process measures; it ends a little before its limit by itself. name: of its results, where not the module's."""
 
     def part(setting: Setting, seconds: float) -> int:
         margin = min(15.0, seconds / 5)
         words = [sys.executable, "-m", f"gpu.{module}", "--device", setting.device, "--out", str(setting.out), "--budget", f"{seconds - margin:.0f}"]
-        words += ["--only", setting.only] if setting.only else []
+        words += ["--only", setting.only or only] if setting.only or only else []
+        words += ["--name", name] if name else []
         more = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"} if setting.rehearsal else {}
         kit = ["--kit", str(setting.kit)] if setting.kit is not None else []
-        return _one(Command(module, [*words, *kit], seconds, setting.environment(**more)), setting)
+        return _one(Command(name or module, [*words, *kit], seconds, setting.environment(**more, **environment)), setting)
 
     return part
 
@@ -60,13 +61,18 @@ PARTS: Mapping[str, Part] = {
     "info": Part("what was built, what serves and why not something else", 30, info),
     "smoke": Part("each kernel, dtype and layout against the CPU, beyond 2^31 elements, graphs and streams; a hang gets a name", 200, smoke.smoke),
     "speed": Part("each stage forward and backward beside a copy and a read", 75, measuring("speed")),
+    "blocks": Part(
+        "the same at B = 32 with as many blocks as there are units, which the hardware hands out",
+        45,
+        measuring("speed", "blocks", "B=32", INTERFLOW_MAX_BLOCKS="0"),
+    ),
     "test": Part("the tests that need a GPU, by several workers; memcheck and racecheck beside them", 200, suites.test),
     "headline": Part("VGG-16 and VGG-16-BN with Interflow against plain and naive, the most telling cell first", 200, measuring("headline")),
     "bench": Part("the other benchmarks by value, the profile of whole networks, the report", 200, measure.measure),
 }
 
 CALLS: Mapping[str, tuple[tuple[str, float], ...]] = {
-    "call1": (("info", 30), ("smoke", 105), ("speed", 75)),  # correctness and speed of each kernel
+    "call1": (("info", 30), ("smoke", 80), ("speed", 70), ("blocks", 45)),  # correctness and speed of each kernel
     "call2": (("test", 200),),  # the suites
     "call3": (("headline", 150), ("bench", 75)),  # what it is for, and peers
 }

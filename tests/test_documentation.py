@@ -11,6 +11,9 @@ import pytest
 import torchvision_operators
 from document_blocks import blocks, run
 
+import interflow_kernels
+import interflow_vision
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([DOCS / "index.md", *DOCS.glob("guide/*.md"), *DOCS.glob("api/*.md")])
@@ -52,6 +55,12 @@ def test_there_is_code():
 def test_every_page_is_in_the_navigation():
     named = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("package", [interflow_kernels, interflow_vision], ids=lambda package: package.__name__)
+def test_every_public_name_is_in_the_reference(package):
+    shown = re.findall(rf"^::: {package.__name__}\.(?:\w+\.)*(\w+)$", (DOCS / f"api/{package.__name__}.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(name for name in package.__all__ if name != "__version__")
 
 
 def test_snippets_are_sections_of_the_readme():

@@ -24,7 +24,7 @@ def blocks(document: Path) -> list[str]:
 def run(code: str, folder: Path) -> Done:
     """Runs a block in `folder`. Its process comes from a server that has imported torch already, so a block costs no import of torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "interflow_kernels", "interflow_vision"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "interflow_kernels", "interflow_vision"])
     errors = folder / "stderr"
     process = context.Process(target=_run, args=(code, str(folder), str(errors), _wants_backbones(code)))
     process.start()

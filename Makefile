@@ -108,12 +108,12 @@ hub: $(VENV)/installed
 	$(BIN)/python bench/hub.py $(HUB_ARGS)
 
 docs: $(DOCS)/installed
-	$(DOCS)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 docs-serve: $(DOCS)/installed
-	$(DOCS)/bin/mkdocs serve --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --strict
 
-# What the site needs lies in an environment of its own, without torch: docstrings are read, not imported.
+# The variable silences an advertisement of mkdocs-material. What the site needs lies in an environment of its own, without torch: docstrings are read, not imported.
 $(DOCS)/installed: constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/pip --disable-pip-version-check install -q -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff

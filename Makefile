@@ -21,6 +21,7 @@
 # make gpu-full   every case of bench, the whole grid of networks, batches, dtypes and layouts: hours, into bench/results/<gpu>-full/
 # make gpu-kit    here, for a GPU elsewhere: build/gpu-kit, the package with libraries for every GPU, for any Python >= 3.10 and torch >= 2.10
 # make wheel   builds sdist and wheel into dist/, has auditwheel check them for manylinux_2_28, installs the wheel beside torch alone and runs the head
+# make docs    the documentation site into site/, from docs/ and the docstrings; any warning ends it. make docs-serve: on this machine, at port 8000
 # make hub     build/hub, the package as a kernel for Hugging Face's `kernels`. HUB_ARGS: as `python bench/hub.py --help` lists
 # Each but those of gpu, gpu-kit excepted, makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
@@ -37,8 +38,9 @@ WORKERS ?= auto
 DEVICE ?= cuda
 NEWEST ?= torch==2.14.1 torchvision==0.29.1
 NEW := .venv-newest
+DOCS := $(VENV)/docs
 
-.PHONY: demo test test-slow test-backbones test-newest hub lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
+.PHONY: demo test test-slow test-backbones test-newest hub docs docs-serve lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
 	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-blocks gpu-test gpu-headline gpu-bench
 
@@ -106,6 +108,18 @@ wheel: $(VENV)/installed
 hub: $(VENV)/installed
 	$(BIN)/python bench/hub.py $(HUB_ARGS)
 
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --strict
+
+# The variable silences an advertisement of mkdocs-material. What the site needs lies in an environment of its own, without torch: docstrings are read, not imported.
+$(DOCS)/installed: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip --disable-pip-version-check install -q -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
 # The newest torch brings its own Triton; all else is pinned as in .venv. The package is this tree's, with the compiled part of .venv: the libraries are one
 # binary for every torch >= 2.10, which this environment tests.
 $(NEW)/installed: $(VENV)/installed
@@ -129,4 +143,4 @@ $(VENV)/installed: $(VENV)/requirements setup.py $(shell find csrc interflow_ker
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info interflow_kernels/*.so
+	rm -rf build dist site *.egg-info interflow_kernels/*.so

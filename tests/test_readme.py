@@ -1,21 +1,21 @@
 """The README's code runs as pasted, its paths exist, and its figures are those of the committed results."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from document_blocks import blocks, run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMITTED = "bench/results/cpu-2core"
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = blocks(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_blocks_run(number, tmp_path):
-    done = subprocess.run([sys.executable, "-c", PYTHON[number]], capture_output=True, text=True, cwd=tmp_path)
+    done = run(PYTHON[number], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "plain PyTorch" not in done.stderr
 
@@ -32,7 +32,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "csrc/README.m
 def test_paths_exist(document):
     text = document.read_text()
     named = re.findall(r"`((?:csrc|interflow_kernels|python|bench|tests|docs)/[\w./-]*)`", text)
-    assert named or document.parent.name in ("decisions", "docs") or document.name == "README.md"
+    assert named or document.parent.name in ("decisions", "docs", "guide", "api") or document.name == "README.md"
     for path in named:
         assert (ROOT / path).exists() or "NAME" in path, f"{document} names {path}"  # NAME: of an operator to be
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):

@@ -31,6 +31,7 @@ def section(results: Results, folder: str) -> str:
         "|---|---|---|",
         *(_line(results, row) for row in shown(results) if headline(row, results.base(row))[0] == row["best_peer"]),  # type: ignore[index]
         "",
+        "<!-- --8<-- [end:cpu] -->",  # up to here the site shows it, docs/guide/performance.md
         f'<img src="{folder}/speed.png" width="480" alt="Speed-up of every case with its interval">',
         "",
         prose(

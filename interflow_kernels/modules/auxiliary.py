@@ -16,7 +16,10 @@ class AuxiliaryHeads(nn.Module):
         z_i = flatten(adaptive_avg_pool2d(x_i, 1)) W_i^T + b_i;   loss = CE(z_n) + weight * sum_{i<n} CE(z_i)
 
     Args:
-        in_channels: C_i of each stage; num_classes: K; weight: of each auxiliary loss (GoogLeNet: 0.3).
+        in_channels: C_i of each stage.
+        num_classes: K.
+        weight: of each auxiliary loss (GoogLeNet: 0.3).
+        layout: as InterflowHead.
 
     Shapes: training, forward gives all scores [B, n, K]; in eval mode z_n [B, K].
     Source: Szegedy et al., "Going deeper with convolutions", 2015. Raises ValueError or TypeError on arguments that do not fit.

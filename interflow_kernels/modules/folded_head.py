@@ -14,7 +14,8 @@ class FoldedInterflowHead(nn.Module):
         in_channels: C_i of each stage.
         weight: W' [K, D].
         bias: b' [K].
-        pool_size, layout: as InterflowHead.
+        pool_size: as InterflowHead.
+        layout: as InterflowHead.
         fused: whether the fused kernel runs.
 
     Shapes and errors: as InterflowHead.

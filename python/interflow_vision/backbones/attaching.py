@@ -44,7 +44,8 @@ def attach(
     Args:
         backbone: one of these. A module is used as it is, not copied.
         num_classes: K; 0 for no classifier.
-        attention, pool_size: as InterflowHead.
+        attention: as InterflowHead.
+        pool_size: as InterflowHead.
         stages: indices or names, in the order in which the head takes them; default: the last four maps that the backbone has
             (of blocks that keep their size, as in ViT, four evenly spread).
         head: "fused", "eager", "auxiliary", "concat" or "last", see models/heads.py.

@@ -25,7 +25,8 @@ class InterflowNetwork(nn.Module):
     Parameters lie below `backbone.`, under the names that the backbone gives them, and below `head.`.
 
     Args:
-        backbone, reader: the module, and how the maps are got from it.
+        backbone: the module.
+        reader: how the maps are got from it.
         stages: name, channels, reduction and layout of each.
         num_classes: K; 0 for no classifier: the network then returns the pooled features [B, D].
         head: "fused", "eager", "auxiliary", "concat" or "last", see models/heads.py.

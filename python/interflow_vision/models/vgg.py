@@ -38,13 +38,17 @@ class VGG(nn.Module):
         num_classes: K; 0 for no classifier: the model then returns the pooled features [B, D].
         head: "fused", "eager", "auxiliary", "concat" or "last", see heads.py.
         stage: "fused" ends blocks and stages in StageTap, "eager" in ReLU and max-pool; the same parameters, see stages.py.
-        attention, attention_bias, hard_weights, pool_size: as InterflowHead.
+        attention: as InterflowHead.
+        attention_bias: as InterflowHead.
+        hard_weights: as InterflowHead.
+        pool_size: as InterflowHead.
         stages: number of convolutions in each stage; default (4, 3, 3, 3), for head="last" one stage of all.
         width: multiplier of all widths.
         in_channels: channels of the image.
         pool5: whether head="last" keeps the last max-pool.
         auxiliary_weight: of each auxiliary loss, for head="auxiliary".
-        norm, branch_loss: as InterflowHead; norm for head="concat" and "last" too.
+        norm: as InterflowHead, for head="concat" and "last" too.
+        branch_loss: as InterflowHead.
 
     Shapes: image [B, in_channels, H, W] -> logits [B, K]; "auxiliary" gives [B, n, K] while training. H and W must be at
     least `min_size`, 16 pixels, 32 with pool5. Source: Simonyan and Zisserman, arXiv 1409.1556; Z. Cai, arXiv 2106.14073.

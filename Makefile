@@ -6,6 +6,7 @@
 # make test-newest   the suite beside the newest torch that was tried, NEWEST, with its torchvision, in an environment of its own, .venv-newest
 # make lint    ruff and mypy
 # make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
+# make numerics   the worst error of every operator beside eager PyTorch's, on a million values of each kind, into docs/reliability.md: a minute
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-backbones   backbones of timm with Interflow and without, ten cases and two layouts: a quarter of an hour, into BENCH_OUT
@@ -43,7 +44,7 @@ SUPPLY := .venv-supply
 SUPPLY_TOOLS := cyclonedx-bom==7.5.0 pip-audit==2.10.1 uv==0.13.9
 
 .PHONY: demo test test-slow test-backbones test-newest hub lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
-	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean audit sbom licences lock \
+	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean audit sbom licences lock numerics \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
@@ -68,6 +69,9 @@ lint: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz --calls 20000 $(FUZZ_ARGS)
+
+numerics: $(VENV)/installed
+	$(BIN)/python bench/numerics.py --write
 
 bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)

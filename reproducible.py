@@ -10,6 +10,11 @@ from pathlib import Path
 
 from setuptools.command.sdist import sdist
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
 TIME = str(10 * 365 * 24 * 3600 + 2 * 24 * 3600)
 """1 January 1980, the oldest time that a wheel, a zip file, can hold: what files get where SOURCE_DATE_EPOCH is not set."""
 
@@ -19,6 +24,11 @@ def set_time() -> None:
     given = os.environ.setdefault("SOURCE_DATE_EPOCH", TIME)
     if not given.isdecimal():
         raise SystemExit(f"SOURCE_DATE_EPOCH must be whole seconds since 1970, got {given!r}")
+
+
+def mode(folder: bool, given: int) -> int:
+    """A file's permissions, of which only that to execute it is kept."""
+    return 0o755 if folder or given & 0o100 else 0o644
 
 
 def without_traces(archive: Path) -> None:
@@ -33,7 +43,7 @@ def without_traces(archive: Path) -> None:
     ):
         for member in sorted(old.getmembers(), key=lambda each: each.name):
             member.mtime, member.uid, member.gid, member.uname, member.gname = seconds, 0, 0, "", ""
-            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.mode = mode(member.isdir(), member.mode)
             member.pax_headers = {}
             new.addfile(member, old.extractfile(member) if member.isfile() else None)
     made.replace(archive)
@@ -42,11 +52,23 @@ def without_traces(archive: Path) -> None:
 class SourceArchive(sdist):
     """setuptools' sdist, whose archives have the same bytes wherever and whenever they are made of the same files."""
 
-    def make_archive(self, *arguments, **options):  # type: ignore[no-untyped-def]
+    def make_archive(self, *arguments, **options):
         made = super().make_archive(*arguments, **options)
         if made.endswith(".tar.gz"):
             without_traces(Path(made))
         return made
+
+
+class Wheel(bdist_wheel):
+    """setuptools' wheel, whose files may be read by everybody and, where anybody may, be executed, whatever the umask was."""
+
+    def write_wheelfile(self, *arguments, **options):
+        super().write_wheelfile(*arguments, **options)
+        for path in Path(self.bdist_dir).rglob("*"):  # all that is about to be packed
+            path.chmod(mode(path.is_dir(), path.stat().st_mode))
+
+
+COMMANDS = {"sdist": SourceArchive, "bdist_wheel": Wheel}
 
 
 def compiler_flags(root: Path, torch: Path) -> list[str]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not look beside setup.py
 from cuda_build import compile_kernels, decide_cuda, digest, jobs, output_of, sources, switch  # noqa: E402
 from old_glibc import for_old_systems  # noqa: E402
-from reproducible import SourceArchive, compiler_flags, set_time  # noqa: E402
+from reproducible import COMMANDS, compiler_flags, set_time  # noqa: E402
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 OLD_SYSTEMS = "csrc/common/old_systems.cpp"  # with old_glibc.h and old_glibc.py: no library needs a newer system than manylinux_2_28
@@ -140,9 +140,9 @@ def extensions() -> dict:
                 extension.library_dirs.insert(0, str(for_old_systems(runtime, folder).parent))
             super().build_extension(extension)
 
-    return {"ext_modules": built, "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False), "sdist": SourceArchive}}
+    return {"ext_modules": built, "cmdclass": {**COMMANDS, "build_ext": Build.with_options(no_python_abi_suffix=False)}}
 
 
 if __name__ == "__main__":
     set_time()
-    setup(**(extensions() if native_is_wanted() else {"cmdclass": {"sdist": SourceArchive}}))
+    setup(**(extensions() if native_is_wanted() else {"cmdclass": COMMANDS}))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import interflow_kernels  # noqa: F401  # which registers the operators
+from interflow_kernels._tap_format import is_channels_last
 from interflow_kernels.testing import assert_same_bits
 
 PAGE = mmap.PAGESIZE
@@ -153,7 +154,8 @@ def pool_calls(s: Shape, dtype: torch.dtype, layout: str, pool: tuple[int, int])
 
 def tap_calls(s: Shape, dtype: torch.dtype, layout: str, max_pool: bool) -> Iterator[tuple[str, Call]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    u, last = laid(normal(s.batch, s.channels, s.height, s.width, dtype=dtype), layout), layout.endswith("last")
+    u = laid(normal(s.batch, s.channels, s.height, s.width, dtype=dtype), layout)
+    last = is_channels_last(u)
     shift = normal(s.channels, dtype=dtype if s.width % 2 else torch.float32)
     yield "tap", (lambda u, shift: OPS.stage_tap(u, shift, max_pool, True), [u, shift])
     mask = OPS.stage_tap(u, shift, max_pool, True)[2]
@@ -164,7 +166,8 @@ def tap_calls(s: Shape, dtype: torch.dtype, layout: str, max_pool: bool) -> Iter
 def end_calls(s: Shape, dtype: torch.dtype, layout: str, residual: str | None) -> Iterator[tuple[str, Call]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     draw = lambda how: laid(normal(s.batch, s.channels, s.height, s.width, dtype=dtype), how)  # noqa: E731
-    u, last = draw(layout), layout.endswith("last")
+    u = draw(layout)
+    last = is_channels_last(u)
     shift = normal(s.channels, dtype=dtype if s.width % 2 else torch.float32)
     activation = "none" if s.channels % 4 == 0 else "relu"
     given = [u, shift, None if residual is None else draw(residual)]

@@ -6,6 +6,7 @@
 # make test-newest   the suite beside the newest torch that was tried, NEWEST, with its torchvision, in an environment of its own, .venv-newest
 # make lint    ruff and mypy
 # make fuzz    20,000 random calls of every public function, module and raw operator beside the definitions: hours. FUZZ_ARGS: as python -m tests.fuzz --help
+# make numerics   the worst error of every operator beside eager PyTorch's, on a million values of each kind, into docs/reliability.md: a minute
 # make bench   measures everything in under ten minutes against eager PyTorch, torch.compile, inference engines and the memory limit;
 #              report.md, report.html and speed.png appear in BENCH_OUT. make bench-full: every case, hours on two cores.
 # make bench-backbones   backbones of timm with Interflow and without, ten cases and two layouts: a quarter of an hour, into BENCH_OUT
@@ -22,6 +23,9 @@
 # make gpu-kit    here, for a GPU elsewhere: build/gpu-kit, the package with libraries for every GPU, for any Python >= 3.10 and torch >= 2.10
 # make wheel   builds sdist and wheel into dist/, has auditwheel check them for manylinux_2_28, installs the wheel beside torch alone and runs the head
 # make docs    the documentation site into site/, from docs/ and the docstrings; any warning ends it. make docs-serve: on this machine, at port 8000
+# make audit   known vulnerabilities of the pinned packages, by pip-audit: needs the network, and fails for a package that it cannot ask about
+# make sbom    dist/sbom.cdx.json, the bill of materials of .venv in CycloneDX's form. make licences: docs/licences.md
+# make lock    constraints-hashed.txt, the pins of constraints.txt with the hashes of their files; see SECURITY.md
 # make hub     build/hub, the package as a kernel for Hugging Face's `kernels`. HUB_ARGS: as `python bench/hub.py --help` lists
 # Each but those of gpu, gpu-kit excepted, makes .venv first. Needs Python >= 3.10, a C++ compiler and make. PYTHON=python3.12 picks another interpreter.
 
@@ -40,8 +44,11 @@ NEWEST ?= torch==2.14.1 torchvision==0.29.1
 NEW := .venv-newest
 DOCS := $(VENV)/docs
 
+SUPPLY := .venv-supply
+SUPPLY_TOOLS := cyclonedx-bom==7.5.0 pip-audit==2.10.1 uv==0.13.9
+
 .PHONY: demo test test-slow test-backbones test-newest hub docs docs-serve lint fuzz bench bench-full bench-backbones bench-compare bench-readme \
-	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean \
+	profile profile-page gpu gpu-full gpu-kit gpu-model wheel clean audit sbom licences lock numerics \
 	gpu-build gpu-info gpu-smoke gpu-speed gpu-blocks gpu-test gpu-headline gpu-bench
 
 demo: $(VENV)/installed
@@ -66,6 +73,9 @@ lint: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz --calls 20000 $(FUZZ_ARGS)
+
+numerics: $(VENV)/installed
+	$(BIN)/python bench/numerics.py --write
 
 bench bench-full: $(VENV)/installed
 	mkdir -p $(BENCH_OUT)
@@ -105,6 +115,21 @@ gpu-model: $(VENV)/installed
 wheel: $(VENV)/installed
 	$(BIN)/python tests/wheel_check.py
 
+audit: $(SUPPLY)/installed
+	$(SUPPLY)/bin/pip-audit -r constraints-hashed.txt --require-hashes --disable-pip --strict --progress-spinner off
+
+sbom: $(VENV)/installed $(SUPPLY)/installed
+	mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type library --output-reproducible -o dist/sbom.cdx.json
+
+licences: $(VENV)/installed
+	$(BIN)/python tests/licences.py
+
+# The pins are of Python 3.11 and newer; which of them belong together is settled already, so nothing is resolved.
+lock: $(SUPPLY)/installed
+	$(SUPPLY)/bin/uv pip compile constraints.txt --no-deps --generate-hashes --universal --python-version 3.11 --no-annotate --quiet \
+		--custom-compile-command "make lock" -o constraints-hashed.txt
+
 hub: $(VENV)/installed
 	$(BIN)/python bench/hub.py $(HUB_ARGS)
 
@@ -118,6 +143,12 @@ docs-serve: $(DOCS)/installed
 $(DOCS)/installed: constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/pip --disable-pip-version-check install -q -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
+# Tools that look at the environment from outside, in one of their own.
+$(SUPPLY)/installed:
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip --disable-pip-version-check install -q $(SUPPLY_TOOLS)
 	@touch $@
 
 # The newest torch brings its own Triton; all else is pinned as in .venv. The package is this tree's, with the compiled part of .venv: the libraries are one

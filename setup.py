@@ -10,6 +10,7 @@ INTERFLOW_CUDA=1 or 0    with or without _cuda. By default with it where nvcc is
                          machine has a GPU never matters. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda.
 TORCH_CUDA_ARCH_LIST     for which GPUs, e.g. "8.0 9.0a 12.0+PTX"; see ARCHITECTURES.
 MAX_JOBS                 limits the compiler processes.
+SOURCE_DATE_EPOCH        the time, in seconds since 1970, of every file in wheel and source archive; see reproducible.py.
 """
 
 import importlib.util
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not look beside setup.py
 from cuda_build import compile_kernels, decide_cuda, digest, jobs, output_of, sources, switch  # noqa: E402
 from old_glibc import for_old_systems  # noqa: E402
+from reproducible import COMMANDS, compiler_flags, set_time  # noqa: E402
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 OLD_SYSTEMS = "csrc/common/old_systems.cpp"  # with old_glibc.h and old_glibc.py: no library needs a newer system than manylinux_2_28
@@ -79,6 +81,7 @@ def extensions() -> dict:
     cuda = decide_cuda(torch.version.cuda)
     print(f"interflow-kernels: CUDA kernels {'on for ' + cuda.listed() if cuda.toolkit else 'off'} ({cuda.reason})")
     # The stable headers are included as system headers would be: only our own warnings are ours to mend.
+    flags = [*FLAGS, *compiler_flags(ROOT, Path(torch.__file__).parent)]
     information = {
         "INTERFLOW_TORCH_VERSION": torch.__version__,
         "INTERFLOW_STABLE_ABI": "2.10",
@@ -90,7 +93,7 @@ def extensions() -> dict:
         "interflow_kernels._C",
         ["csrc/bindings.cpp", OLD_SYSTEMS],
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
-        extra_compile_args=[*FLAGS, *(f'-D{name}="{value}"' for name, value in information.items())],
+        extra_compile_args=[*flags, *(f'-D{name}="{value}"' for name, value in information.items())],
         depends=["setup.py"],
     )
     module.libraries = []  # no torch in it
@@ -99,7 +102,7 @@ def extensions() -> dict:
         "interflow_kernels._cpu",
         [*sources("csrc/library.cpp", "csrc/*/cpu/*.cpp"), OLD_SYSTEMS],
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*FLAGS, STABLE_ABI, *names],
+        extra_compile_args=[*flags, STABLE_ABI, *names],
         py_limited_api=True,
         depends=sources("csrc/**/*.h"),
     )
@@ -112,7 +115,7 @@ def extensions() -> dict:
             [*sources("csrc/*/cuda/*.cpp"), OLD_SYSTEMS],
             include_dirs=[str(ROOT / "csrc"), *cuda.toolkit.includes],
             library_dirs=[*cuda.toolkit.libraries, str(Path(torch.__file__).parent / "lib")],
-            extra_compile_args=[*FLAGS, STABLE_ABI, *names, "-DUSE_CUDA"],
+            extra_compile_args=[*flags, STABLE_ABI, *names, "-DUSE_CUDA"],
             # torch's current stream is a function of libtorch_cuda, which a CPU build of torch does not have: libtorch, which both have, brings it along.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
             py_limited_api=True,
@@ -137,8 +140,9 @@ def extensions() -> dict:
                 extension.library_dirs.insert(0, str(for_old_systems(runtime, folder).parent))
             super().build_extension(extension)
 
-    return {"ext_modules": built, "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
+    return {"ext_modules": built, "cmdclass": {**COMMANDS, "build_ext": Build.with_options(no_python_abi_suffix=False)}}
 
 
 if __name__ == "__main__":
-    setup(**(extensions() if native_is_wanted() else {}))
+    set_time()
+    setup(**(extensions() if native_is_wanted() else {"cmdclass": COMMANDS}))

@@ -28,7 +28,7 @@ TORCH = ("210", "211", "212", "213", "214")
 """Versions of torch that a variant is written for."""
 VERSION = 0
 """Of the kernel on the Hub: 0 until its interface is settled."""
-SOURCES = ("csrc", "interflow_kernels", "setup.py", "cuda_build.py", "old_glibc.py", "pyproject.toml", "README.md")
+SOURCES = ("csrc", "interflow_kernels", "setup.py", "cuda_build.py", "old_glibc.py", "reproducible.py", "pyproject.toml", "README.md")
 
 COMPATIBILITY = '''"""The package in the folder above, under its own name: where older versions of `kernels` look for it."""
 

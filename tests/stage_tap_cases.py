@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from interflow_kernels import reference, stage_tap
+from interflow_kernels._tap_format import is_channels_last as is_nhwc
 from interflow_kernels.testing import TOLERANCE, TapCase, assert_close, assert_same_bits, tap_inputs
 
 raw_tap = torch.ops.interflow_kernels.stage_tap.default
@@ -52,10 +53,6 @@ def exact_gradient(u, shift, max_pool, dm, dp):
     m, p = reference.stage_tap(leaf, None, max_pool)
     pairs = [(out, g.double()) for out, g in ((m, dm), (p, dp)) if g is not None]
     return torch.autograd.grad([o for o, _ in pairs], leaf, [g for _, g in pairs])[0]
-
-
-def is_nhwc(u):
-    return u.stride(1) == 1 and u.shape[1] > 1
 
 
 def strides_of(like, height, width):

@@ -12,6 +12,7 @@ import torch
 from cuda_emulation import Edit, emulated
 
 from interflow_kernels import _backend, backend
+from interflow_kernels._tap_format import is_channels_last as is_nhwc
 from interflow_kernels.testing import LAYOUTS, TapCase, assert_close, assert_same_bits, composed_tap, in_layout, tap_inputs
 
 cpu_tap = torch.ops.interflow_kernels.stage_tap.default
@@ -66,10 +67,6 @@ def device(request):
     if reason := cuda_emulation.why_not():
         pytest.skip(reason)
     return EmulatedTap()
-
-
-def is_nhwc(u):
-    return u.stride(1) == 1 and u.shape[1] > 1
 
 
 def upstreams(u, max_pool, seed=3):

@@ -43,7 +43,7 @@ LAYERS = (
     ("networks", "pages", "gpu_model"),
     ("bench_backbones", "bench_complexity", "bench_head", "bench_stage_end", "bench_stage_tap", "bench_train_step", "conftest"),
     ("bench_triton", "gpu"),
-    ("branch_cost", "profile_networks", "triton_host_time", "serving", "hub"),
+    ("branch_cost", "profile_networks", "triton_host_time", "serving", "hub", "numerics"),
 )
 # Folders whose modules are searched, each with the name its modules have in front.
 TREES = ((ROOT / "interflow_kernels", "interflow_kernels"), (ROOT / "python/interflow_vision", "interflow_vision"), (ROOT / "bench", ""))

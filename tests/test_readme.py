@@ -24,7 +24,14 @@ def test_there_is_code():
     assert len(PYTHON) >= 2
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "csrc/README.md", ROOT / "bench/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "csrc/README.md",
+    ROOT / "bench/README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
 """All that is written for people to read, but the reports of benchmarks."""
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interflow_kernels import StageTap, conv_tap, reference, stage_tap
+from interflow_kernels._tap_format import is_channels_last
 from interflow_kernels.testing import LAYOUTS, TOLERANCE, TapCase, assert_close, assert_same_bits, in_layout, tap_inputs
 
 raw = torch.ops.interflow_kernels.stage_tap.default
@@ -310,7 +311,7 @@ def test_fakes_tell_what_the_kernels_return(layout, dtype):
         u, shift = tap_inputs(TapCase(shape, dtype, layout))
         for max_pool, need_mask, s in ((True, True, shift), (False, True, None), (True, False, shift), (False, False, shift)):
             m, p, mask = real = raw(u, s, max_pool, need_mask)
-            backward = [(m if max_pool else None, p, mask, u, max_pool, u.stride(1) == 1 and shape[1] > 1, s is not None)] if need_mask else []
+            backward = [(m if max_pool else None, p, mask, u, max_pool, is_channels_last(u), s is not None)] if need_mask else []
             real = [*real, *(t for arguments in backward for t in raw_backward(*arguments))]
             with FakeTensorMode() as mode:
                 convert = lambda t: mode.from_tensor(t) if isinstance(t, torch.Tensor) else t  # noqa: E731

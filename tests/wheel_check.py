@@ -79,6 +79,7 @@ def main() -> None:
         "setup.py",
         "cuda_build.py",
         "old_glibc.py",
+        "reproducible.py",
         "constraints.txt",
         "LICENSE",
         "tests/conftest.py",

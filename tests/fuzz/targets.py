@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interflow_kernels import backend, interflow_head, stage_tap
+from interflow_kernels._tap_format import is_channels_last
 from interflow_kernels.reference import ATTENTIONS
 
 from . import oracle, values
@@ -346,7 +347,7 @@ def draw_raw_stage_tap_backward(r: Random) -> Call:
         "mask": mask,
         "like": torch.empty((), dtype=u.dtype).expand(u.shape),
         "max_pool": max_pool,
-        "channels_last": u.stride(1) == 1 and u.shape[1] > 1,
+        "channels_last": is_channels_last(u),
         "need_shift": chance(r, 0.7),
     }
     strewn = chance(r, 0.1)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interflow_kernels import reference, stage_tap
+from interflow_kernels._tap_format import is_channels_last as is_nhwc
 from interflow_kernels.testing import (
     LAYOUTS,
     TapCase,
@@ -29,10 +30,6 @@ EXAMPLES = examples(300 if DEVICE == "cuda" else 25)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = pytest.mark.parametrize("max_pool", [True, False], ids=["pooled", "mean"])
 warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
-
-
-def is_nhwc(u):
-    return u.stride(1) == 1 and u.shape[1] > 1
 
 
 def mask_of_the_contract(u, shift, max_pool, nhwc):

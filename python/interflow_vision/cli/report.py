@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from interflow_kernels import InterflowHead
@@ -96,12 +97,15 @@ def data_of(path: Path, root: str | None) -> Any:
     options = resume_options.kept(torch.load(path, map_location="cpu", weights_only=True), runs.run_of(path)).get("data")
     if options is None:
         raise UserError(f"{path} does not say which data set it was trained on")
-    module, _, name = options["class_path"].rpartition(".")
-    init = dict(options.get("init_args") or {})
-    if root is not None:
-        init["root"] = root
+    module, _, name = str(options["class_path"]).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)(**init)
+        init = dict(options.get("init_args") or {})
+        if root is not None:
+            init["root"] = root
+        found = getattr(importlib.import_module(module), name)
+        if not (isinstance(found, type) and issubclass(found, LightningDataModule)):  # a checkpoint must not choose what else is called
+            raise TypeError("it is not a LightningDataModule")
+        return found(**init)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"the data set {options['class_path']} of {path} cannot be made again: {one_line(error)}") from error
 

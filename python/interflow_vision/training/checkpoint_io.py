@@ -64,10 +64,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise UserError(_refusal(path, error)) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None) -> dict[str, Any]:
-        """The content of a checkpoint; UserError where it is damaged."""
+        """The content of a checkpoint; UserError where it is damaged. Tensors and plain values only, unless `weights_only` is False."""
         if "://" not in str(path) and Path(path).is_file() and not is_whole(Path(path)):
             raise UserError(damaged(Path(path)))
-        return super().load_checkpoint(path, map_location, weights_only)
+        # Lightning's own default for a checkpoint at a URL is to execute whatever it holds.
+        return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint and the one before it."""

@@ -116,7 +116,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(head, "CHANNELS", [c for c, _, _ in TINY])
     monkeypatch.setattr(head, "at_pixels", lambda maps, pixels: maps)
     monkeypatch.setattr(tap, "STAGES", {"five boundaries": ((4, 9, 7), *TINY)})
-    monkeypatch.setattr(run, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(run.copying, "COPY_BYTES", 1 << 20)
     original = networks.interflow_vision.create_model
     monkeypatch.setattr(networks.interflow_vision, "create_model", lambda name, **options: original(name, **{**options, "width": 0.1}))
     for module in (head, tap, train):

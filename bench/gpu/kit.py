@@ -3,6 +3,7 @@
 It runs under any Python >= 3.10 beside any torch >= 2.10: put it into PYTHONPATH, or name its libraries with INTERFLOW_LIBRARIES beside another tree.
 """
 
+import importlib
 import json
 import os
 import re
@@ -11,13 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .process import ROOT
 from .setting import KIT
 
 MOST = 64 << 20  # bytes
 LIBRARIES = ("_cpu.abi3.so", "_cuda.abi3.so")
-OLDEST_GLIBC = (2, 28)  # of a machine that the kit runs on: RHEL 8, Ubuntu 20.04, Debian 10
 USE = """
 import torch, interflow_kernels as ik
 from interflow_kernels import _native
@@ -27,6 +28,18 @@ with ik.backend("native"):
     y = ik.FusedInterflowHead((2,), 3)([m])
 print(ik.__file__)
 """
+
+
+def beside_setup(name: str) -> Any:
+    """A module of the project's root, which setup.py uses."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+OLDEST_GLIBC: tuple[int, ...] = beside_setup("old_glibc").OLDEST_GLIBC
 
 
 def undefined(library: Path) -> set[str]:
@@ -80,13 +93,12 @@ def make(folder: Path = KIT) -> Path:
 
 def differs(folder: Path) -> str | None:
     """A sentence where the kit's libraries are not of this tree's sources, else None."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from cuda_build import digest
-    finally:
-        sys.path.remove(str(ROOT))
     built = json.loads((folder / "interflow_kernels/build_info.json").read_text())
-    return None if built["sources"] == digest() else f"the kit was built from other sources (commit {built['commit']}); run `make gpu-kit` again"
+    return (
+        None
+        if built["sources"] == beside_setup("cuda_build").digest()
+        else f"the kit was built from other sources (commit {built['commit']}); run `make gpu-kit` again"
+    )
 
 
 if __name__ == "__main__":

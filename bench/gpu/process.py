@@ -135,12 +135,14 @@ def run(
 
     running = [one(command) for command in commands if command.seconds > 0]
     ended: dict[str, Outcome] = {command.name: Outcome(command.name, "not begun, the time was spent", 0.0) for command in commands if command.seconds <= 0}
+
+    def left() -> list[Process]:
+        return [process for process in running if process.command.name not in ended]
+
     try:
-        while len(ended) < len(commands):
+        while left():
             try:
-                for process in running:
-                    if process.command.name in ended:
-                        continue
+                for process in left():
                     if watch is not None:
                         watch(process)
                     outcome = process.outcome()
@@ -152,7 +154,6 @@ def run(
                 for process in running:
                     process.stop("interrupted")
     finally:
-        for process in running:  # those that an error here leaves behind
-            if process.command.name not in ended:
-                process.stop("an error of the program that started it", at_once=True)
+        for process in left():  # those that an error here leaves behind
+            process.stop("an error of the program that started it", at_once=True)
     return [ended[command.name] for command in commands]

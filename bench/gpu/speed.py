@@ -183,6 +183,7 @@ def measure(record: Record, device: torch.device, until: float, only: str = "") 
     """Every planned row with `only` in its name until the time is over; the limits anew for each group of rows, since clocks drift."""
     group, copied, totals = None, 0.0, {}
     full = device.type == "cuda"
+    awake(device)
     for what, about, build in planned(device):
         name = f"{what} {about['layout']} B={about['batch']} {about['map']}"
         if only not in name:
@@ -217,7 +218,6 @@ def measure(record: Record, device: torch.device, until: float, only: str = "") 
 
 def measured_limits(record: Record, device: torch.device) -> float:
     """Bytes a second of the faster copy, measured now; copies, read and launch become rows."""
-    awake(device)
     found = {name: (seconds(work, device), work.bytes) for name, work in limits(device).items()}
     for name, (taken, moved) in found.items():
         record.add(
@@ -228,13 +228,16 @@ def measured_limits(record: Record, device: torch.device) -> float:
 
 
 def awake(device: torch.device) -> None:
-    """Work for as long as an idle GPU takes to raise its clocks."""
-    x = torch.randn(4096 if device.type == "cuda" else 8, 4096 if device.type == "cuda" else 8, device=device, dtype=BF16)
+    """Work for as long as an idle GPU takes to raise its clocks; what is measured afterwards keeps them there."""
+    size, least = (4096, AWAKE) if device.type == "cuda" else (8, 0.0)
+    x = torch.randn(size, size, device=device, dtype=BF16)
     begun = time.perf_counter()
-    while time.perf_counter() - begun < (AWAKE if device.type == "cuda" else 0.0):
+    while True:
         for _ in range(20):
             x @ x
         synchronize(device)
+        if time.perf_counter() - begun >= least:
+            return
 
 
 def add(record: Record, row: dict[str, Any], copied: float, aim: tuple[str, float] | None) -> None:

@@ -59,16 +59,16 @@ void grow(Slab& slab, int64_t words) {
   slab = {static_cast<uint32_t*>(memory), bytes / 4};
 }
 
-}  // namespace
-
 // Which a capture on this thread must not ask for its own stream, and on another thread not for any, unless it is relaxed.
-static unsigned long long number_of(cudaStream_t stream) {
+unsigned long long number_of(cudaStream_t stream) {
   RelaxedCapture relaxed;
   check_cuda(relaxed.error(), "entering relaxed capture mode");
   unsigned long long number = 0;
   check_cuda(cudaStreamGetId(stream, &number), "asking for the stream's number");
   return number;
 }
+
+}  // namespace
 
 // One slot for each stream, whose launches follow each other. Keyed by the stream's number, which is never used twice, unlike its handle.
 //

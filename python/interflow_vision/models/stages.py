@@ -68,7 +68,7 @@ def run_end(layer: nn.Module | None, end: nn.Module, x: Tensor) -> Any:
 
 
 def run_end_for_map(layer: nn.Module | None, max_pool: bool, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a EagerStageEnd gives behind `layer`."""
+    """What an EagerStageEnd gives behind `layer`."""
     feature = F.relu(x if layer is None else layer(x), inplace=_output_is_ours(layer))
     return (F.max_pool2d(feature, 2, 2) if max_pool else feature), feature
 
